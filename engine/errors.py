@@ -1,0 +1,45 @@
+"""Every error a user of the engine can meet, in one tree.
+
+A message is one line: it names the value, where it was found, and the way out. The command lines
+print it and exit with status 2; `--debug` shows the traceback. Nothing here imports anything.
+"""
+
+
+class EngineError(Exception):
+    """Base of all errors that are the user's to act on."""
+
+
+class ModelNotFound(EngineError):
+    """What `--model` names is not a folder, a file, a golden model or a reachable Hub id."""
+
+
+class UnsupportedFormat(EngineError):
+    """The files are there, but not in a form the engine reads (pickles, unknown suffixes)."""
+
+
+class InvalidConfig(EngineError):
+    """config.json is missing, is not JSON, or says something that cannot be."""
+
+
+class UnsupportedArchitecture(EngineError):
+    """`model_type` has no file in engine/architectures, or uses a feature that has no field."""
+
+
+class CorruptWeights(EngineError):
+    """A weight file is truncated, a tensor is missing, left over, or has the wrong shape."""
+
+
+class TokenizerMismatch(EngineError):
+    """The tokenizer is absent, unreadable, or reaches ids the embedding has no row for."""
+
+
+class InvalidPrompt(EngineError):
+    """The prompt is empty, or holds ids outside the vocabulary."""
+
+
+class BackendUnavailable(EngineError):
+    """A device, dtype or library that was asked for is not there."""
+
+
+class MetalNotAvailable(BackendUnavailable):
+    """A GPU was asked for and MLX has none."""

@@ -1,0 +1,58 @@
+"""Where the engine's modules come from: transformers module paths, as data.
+
+Every architecture declares one table of `Name` rows. The same rows rename checkpoint tensors at
+load and name the sites the harness observes, so a wrong row cannot hide from either. This module
+knows no tensor and no family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping
+
+
+@dataclass(frozen=True)
+class Name:
+    """One transformers module and the engine module(s) that hold its parameters.
+
+    `source` and `targets` are module paths in which `{i}` stands for the block index. More than
+    one target: the source is fused, and its output rows are split between the targets in order.
+    `transpose`: the source keeps its matrix as (in, out), as gpt2's Conv1D does.
+    """
+
+    source: str
+    targets: tuple[str, ...]
+    transpose: bool = False
+
+    def at(self, block: int) -> Name:
+        """The row with `{i}` replaced by a block index."""
+        put = lambda path: path.replace("{i}", str(block))  # noqa: E731
+        return Name(put(self.source), tuple(map(put, self.targets)), self.transpose)
+
+
+# The paths nearly every family in transformers shares. `names()` changes single rows.
+_COMMON: dict[str, str] = {
+    "embed": "model.embed_tokens",
+    "blocks.{i}": "model.layers.{i}",
+    "blocks.{i}.attn_norm": "model.layers.{i}.input_layernorm",
+    "blocks.{i}.attn": "model.layers.{i}.self_attn",
+    "blocks.{i}.attn.q": "model.layers.{i}.self_attn.q_proj",
+    "blocks.{i}.attn.k": "model.layers.{i}.self_attn.k_proj",
+    "blocks.{i}.attn.v": "model.layers.{i}.self_attn.v_proj",
+    "blocks.{i}.attn.o": "model.layers.{i}.self_attn.o_proj",
+    "blocks.{i}.attn.q_norm": "model.layers.{i}.self_attn.q_norm",
+    "blocks.{i}.attn.k_norm": "model.layers.{i}.self_attn.k_norm",
+    "blocks.{i}.mlp_norm": "model.layers.{i}.post_attention_layernorm",
+    "blocks.{i}.mlp": "model.layers.{i}.mlp",
+    "blocks.{i}.mlp.gate": "model.layers.{i}.mlp.gate_proj",
+    "blocks.{i}.mlp.up": "model.layers.{i}.mlp.up_proj",
+    "blocks.{i}.mlp.down": "model.layers.{i}.mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+
+def names(changes: Mapping[str, str] | None = None) -> tuple[Name, ...]:
+    """The common table with some engine paths given another source."""
+    rows = {**_COMMON, **(changes or {})}
+    return tuple(Name(source, (target,)) for target, source in rows.items())
