@@ -1,0 +1,45 @@
+"""Families the engine knows: one file per `model_type`, found by scanning this folder.
+
+Each file has `spec(config: Config) -> DecoderSpec` and `TINY`, transformers configurations small
+enough for a test and built to expose faults. Files whose names start with an underscore are shared
+parts. Nothing is registered by hand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from ..config import Config
+from ..errors import UnsupportedArchitecture
+from ..spec import DecoderSpec
+
+
+def supported() -> list[str]:
+    """The model types that have a file here, sorted."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def architecture(model_type: str) -> ModuleType:
+    """The file of one family; UnsupportedArchitecture lists the known ones, nearest first."""
+    known = supported()
+    if model_type not in known:
+        near = difflib.get_close_matches(model_type, known, n=len(known), cutoff=0.4)
+        ordered = near + [name for name in known if name not in near]
+        raise UnsupportedArchitecture(
+            f"model_type {model_type!r} is not supported: the engine has {', '.join(ordered)}"
+        )
+    return importlib.import_module(f"{__name__}.{model_type}")
+
+
+def decoder_spec(config: Config) -> DecoderSpec:
+    """What the model of this config.json is, as data."""
+    model_type = config.text("model_type")
+    try:
+        return architecture(model_type).spec(config)
+    except UnsupportedArchitecture as error:
+        if config.where in str(error):
+            raise
+        raise UnsupportedArchitecture(f"{error} ({config.where})") from None

@@ -1,0 +1,94 @@
+"""What llama, mistral, qwen2 and qwen3 share: RMSNorm before each branch, a gated MLP, rotary.
+
+A family passes what it does differently; the defaults are those of transformers' LlamaConfig.
+"""
+
+from __future__ import annotations
+
+from ..config import Config
+from ..names import names
+from ..spec import AttentionSpec, BlockSpec, DecoderSpec, MLPSpec, NormSpec
+
+
+def llama_like(
+    config: Config,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    windows: list[int | None] | None = None,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    max_length: int = 2048,
+) -> DecoderSpec:
+    """A decoder of the llama kind. `windows` holds one entry per block, None for full attention.
+
+    `kv_heads` and `head_dim` are the defaults of the family where config.json is silent.
+    """
+    width = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads")
+    count = config.integer("num_hidden_layers")
+    head_dim = config.integer("head_dim", head_dim or width // heads)
+    norm = NormSpec("rms", config.number("rms_norm_eps", 1e-6))
+    config.raw.setdefault("max_position_embeddings", max_length)
+    mlp = MLPSpec(
+        config.integer("intermediate_size"), config.text("hidden_act", "silu"), bias=mlp_bias
+    )
+    blocks = tuple(
+        BlockSpec(
+            AttentionSpec(
+                heads=heads,
+                kv_heads=config.integer("num_key_value_heads", kv_heads or heads),
+                head_dim=head_dim,
+                scale=head_dim**-0.5,
+                rope=config.rope(head_dim),
+                window=window,
+                qk_norm=norm if qk_norm else None,
+                qkv_bias=qkv_bias,
+                out_bias=out_bias,
+            ),
+            mlp,
+            norm,
+        )
+        for window in windows or [None] * count
+    )
+    return DecoderSpec(
+        model_type=config.text("model_type"),
+        vocab=config.integer("vocab_size"),
+        width=width,
+        blocks=blocks,
+        norm=norm,
+        names=names(),
+        tied_head=config.boolean("tie_word_embeddings", False),
+        max_length=config.integer("max_position_embeddings"),
+    )
+
+
+def qwen_windows(config: Config) -> list[int | None]:
+    """Qwen's windows: off unless `use_sliding_window`, then on from block `max_window_layers`."""
+    count = config.integer("num_hidden_layers")
+    size = config.integer("sliding_window", 4096)
+    on = config.boolean("use_sliding_window", False)
+    first = config.integer("max_window_layers", 28, minimum=0)
+    default = ["sliding_attention" if on and i >= first else "full_attention" for i in range(count)]
+    kinds = config.layer_types(count, default)
+    return [size if on and kind == "sliding_attention" else None for kind in kinds]
+
+
+# Small enough for a test; odd where a fault would otherwise hide (see docs/ARCHITECTURE.md).
+TINY = {
+    "vocab_size": 131,
+    "hidden_size": 60,
+    "intermediate_size": 84,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}

@@ -1,0 +1,72 @@
+"""Keys and values of past tokens: one `Cache` per block, bounded by the block's window.
+
+Both kinds keep tokens in time order, so that nothing has to be put back in order before it is
+used. This module knows shapes and windows, not models.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .spec import DecoderSpec
+
+STEP = 256  # tokens of room added at a time, so that decoding writes in place
+
+
+class Cache:
+    """Keys and values (B, K, S, D) of one block.
+
+    `offset` counts every token ever seen. With a `window` W only the last W-1 are kept between
+    calls: the next token sees itself and them.
+    """
+
+    def __init__(self, window: int | None = None) -> None:
+        self.window = window
+        self.offset = 0
+        self._keys: mx.array | None = None
+        self._values: mx.array | None = None
+        self._start = 0  # of the kept tokens in the buffers
+        self._end = 0
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append T tokens; return all that the T queries may see, the T new ones last."""
+        T = keys.shape[2]
+        self._make_room(keys, values)
+        first = self._end
+        self._end += T
+        self.offset += T
+        self._keys[:, :, first : self._end] = keys
+        self._values[:, :, first : self._end] = values
+        seen = slice(self._start, self._end)
+        found = self._keys[:, :, seen], self._values[:, :, seen]
+        if self.window is not None:
+            self._start = max(self._start, self._end - (self.window - 1))
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers, room included."""
+        return 0 if self._keys is None else self._keys.nbytes + self._values.nbytes
+
+    def _make_room(self, keys: mx.array, values: mx.array) -> None:
+        T = keys.shape[2]
+        if self._keys is not None and self._end + T <= self._keys.shape[2]:
+            return
+        kept = self._end - self._start
+        room = -(-(kept + T) // STEP) * STEP
+        self._keys = self._moved(self._keys, keys, room)
+        self._values = self._moved(self._values, values, room)
+        self._start, self._end = 0, kept
+
+    def _moved(self, old: mx.array | None, new: mx.array, room: int) -> mx.array:
+        """A buffer of `room` tokens that begins with the kept ones."""
+        B, K, _, D = new.shape
+        buffer = mx.zeros((B, K, room, D), new.dtype)
+        if old is not None:
+            buffer[:, :, : self._end - self._start] = old[:, :, self._start : self._end]
+        return buffer
+
+
+def make_cache(spec: DecoderSpec) -> list[Cache]:
+    """One empty cache per block."""
+    return [Cache(block.attention.window) for block in spec.blocks]

@@ -1,0 +1,48 @@
+"""What both command lines share: errors become one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import EngineError
+
+BAD_INPUT = 2
+
+
+def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a typer application and return its exit status.
+
+    Errors of the user's (EngineError, wrong options) are one line; with `--debug` anywhere the
+    traceback is shown. A missing optional library is explained the same way.
+    """
+    import click
+    import typer
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        result = typer.main.get_command(app).main(arguments, name, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (click.exceptions.Exit, typer.Exit) as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as wanted:
+        print(wanted.format_message())
+        return BAD_INPUT
+    except click.ClickException as error:
+        message = error.format_message()
+    except (click.Abort, KeyboardInterrupt):
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except EngineError as error:
+        if debug:
+            raise
+        message = str(error)
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT

@@ -1,0 +1,100 @@
+"""The one decoder: a `DecoderSpec` becomes modules, tokens become logits.
+
+No family is named here, and none may be. Where a family needs something new, the spec grows by a
+field.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from .cache import Cache, make_cache
+from .layers import Tap, no_tap, under
+from .layers.attention import Attention
+from .layers.mlp import MLP
+from .layers.norm import Norm
+from .spec import BlockSpec, DecoderSpec
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, norm, head."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Embedding(spec.vocab, spec.width)
+        if spec.learned_positions:
+            self.positions = nn.Embedding(spec.learned_positions, spec.width)
+        self.blocks = [Block(block, spec.width) for block in spec.blocks]
+        self.norm = Norm(spec.norm, spec.width)
+        if not spec.tied_head:
+            self.head = nn.Linear(spec.width, spec.vocab, bias=False)
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: Sequence[Cache] | None = None,
+        *,
+        length: int | None = None,
+        last: bool = False,
+        tap: Tap = no_tap,
+    ) -> mx.array:
+        """Logits (B, T, V) of token ids (B, T) that follow what `cache` holds; it is advanced.
+
+        `length` is the length the whole sequence will have when a prompt is fed in chunks; left
+        out, the sequence ends here. `last` gives (B, 1, V), the logits after the last token only.
+        """
+        cache = make_cache(self.spec) if cache is None else cache
+        offset = cache[0].offset
+        length = max(length or 0, offset + tokens.shape[1])
+
+        x = self.embed(tokens)  # (B, T, C)
+        if self.spec.embed_scale != 1.0:
+            x = x * mx.array(self.spec.embed_scale, x.dtype)
+        if self.spec.learned_positions:
+            x = x + self.positions(mx.arange(offset, offset + tokens.shape[1]))
+        x = tap("embed", x)
+        for i, (block, past) in enumerate(zip(self.blocks, cache, strict=True)):
+            x = tap(f"blocks.{i}", block(x, past, length, under(tap, f"blocks.{i}")))
+        if last:
+            x = x[:, -1:]
+        x = tap("norm", self.norm(x))
+        logits = self.embed.as_linear(x) if self.spec.tied_head else self.head(x)
+        if self.spec.logit_softcap:
+            logits = self.spec.logit_softcap * mx.tanh(logits / self.spec.logit_softcap)
+        return tap("head", logits)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter's path and shape."""
+        return {path: tuple(array.shape) for path, array in tree_flatten(self.parameters())}
+
+
+class Block(nn.Module):
+    """One decoder layer: attention and MLP, each in a normalised residual branch."""
+
+    def __init__(self, spec: BlockSpec, width: int) -> None:
+        super().__init__()
+        self.attn_norm = Norm(spec.norm, width)
+        self.attn = Attention(spec.attention, width)
+        self.mlp_norm = Norm(spec.norm, width)
+        self.mlp = MLP(spec.mlp, width)
+        if spec.post_norm:
+            self.attn_post_norm = Norm(spec.norm, width)
+            self.mlp_post_norm = Norm(spec.norm, width)
+
+    def __call__(self, x: mx.array, cache: Cache, length: int, tap: Tap) -> mx.array:
+        """(B, T, C) -> (B, T, C)"""
+        y = tap("attn_norm", self.attn_norm(x))
+        y = tap("attn", self.attn(y, cache, length, under(tap, "attn")))
+        if "attn_post_norm" in self:
+            y = tap("attn_post_norm", self.attn_post_norm(y))
+        x = x + y
+        y = tap("mlp_norm", self.mlp_norm(x))
+        y = tap("mlp", self.mlp(y, under(tap, "mlp")))
+        if "mlp_post_norm" in self:
+            y = tap("mlp_post_norm", self.mlp_post_norm(y))
+        return x + y

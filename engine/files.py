@@ -1,0 +1,255 @@
+"""Find a model and its files: what `--model` names becomes a folder, weight files and a config.
+
+Resolved in this order: a path that exists, a golden model, a Hub id through huggingface_hub's own
+cache. Here files are only found; what the weights hold is `engine/weights`' business, what the
+configuration means is `engine/config.py`'s. The network is touched for a Hub id alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CorruptWeights, InvalidConfig, ModelNotFound, UnsupportedFormat
+
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HUB_PATTERNS = ("*.json", "*.safetensors", "*.npz", "*.model", "*.txt", "*.jinja")
+# Sub-folders hold other frameworks' copies; `consolidated*` is a second copy in Meta's layout.
+HUB_IGNORED = ("*/*", "consolidated*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one model; nothing but config and index has been read yet."""
+
+    name: str  # what the user gave
+    folder: Path  # where config.json and the tokenizer's files lie
+    weights: tuple[Path, ...]  # safetensors shards in name order, or one .npz
+    index: Mapping[str, str] | None  # tensor name -> shard name, where there is an index
+    config: Mapping[str, Any]  # config.json as it stands, or what the npz carries
+
+
+def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
+    """Find the files of a model.
+
+    `revision` is a branch, tag or commit and goes with a Hub id only. Raises ModelNotFound,
+    UnsupportedFormat, CorruptWeights or InvalidConfig.
+    """
+    name = str(model)
+    if not name.strip():
+        raise ModelNotFound(
+            "the model name is empty: give a folder, a file, a golden model or a Hub id"
+        )
+    path = _local(name)
+    if path is None:
+        if _HUB_ID.fullmatch(name) is None:
+            raise ModelNotFound(_not_found(name))
+        path = _download(name, revision)
+    elif revision is not None:
+        raise ModelNotFound(
+            f"revision {revision!r} goes with a Hub id, and {name!r} is the local {path}: "
+            "leave --revision out"
+        )
+    return _folder(name, path) if path.is_dir() else _file(name, path)
+
+
+def golden_roots() -> tuple[Path, ...]:
+    """Folders that may hold golden models: here, installed with the package, in the source tree."""
+    return (
+        Path("golden/models"),
+        Path(sysconfig.get_path("data")) / "share" / "mlx-parity" / "golden" / "models",
+        Path(__file__).parent.parent / "golden" / "models",
+    )
+
+
+def golden_models() -> list[str]:
+    """Names that `--model` takes from the golden folders, sorted."""
+    found = set()
+    for root in golden_roots():
+        if root.is_dir():
+            entries = (p for p in root.iterdir() if p.is_dir() or p.suffix == ".npz")
+            found |= {entry.name for entry in entries if not entry.name.startswith(".")}
+    return sorted(found)
+
+
+def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
+    """The object in a JSON file; anything else is raised as `error`."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as cause:
+        raise error(f"{path} is not readable JSON ({_line(cause)}): fetch the file again") from None
+    if not isinstance(value, dict):
+        raise error(f"{path} holds a JSON {type(value).__name__}, not an object: fetch it again")
+    return value
+
+
+def _local(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    inner = name.replace("\\", "/").removeprefix("./").removeprefix("golden/models/").strip("/")
+    if "/" in inner or inner in ("", ".", ".."):
+        return None
+    candidates = (root / file for root in golden_roots() for file in (inner, f"{inner}.npz"))
+    return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
+def _not_found(name: str) -> str:
+    golden = golden_models()
+    near = difflib.get_close_matches(Path(name).name, golden, n=3, cutoff=0.5) or golden
+    hint = f"golden models: {', '.join(near)}" if near else "no golden models are installed"
+    if Path(name).parent != Path("."):
+        return f"no file or folder {name!r}: check the path; {hint}"
+    return f"no model {name!r}: give a folder, a file, or a Hub id as owner/name; {hint}"
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """A snapshot of the needed files in huggingface_hub's cache."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ModelNotFound(
+            f"{name!r} is no local path, and huggingface_hub is missing to fetch it as a Hub id: "
+            "pip install huggingface_hub"
+        ) from None
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(HUB_PATTERNS),
+            ignore_patterns=list(HUB_IGNORED),
+        )
+    except Exception as cause:  # its client, the network, the disk: no common base, one meaning
+        raise ModelNotFound(_hub_failure(name, revision, cause)) from cause
+    return Path(folder)
+
+
+def _hub_failure(name: str, revision: str | None, cause: BaseException) -> str:
+    from huggingface_hub import constants, errors
+
+    place = f"Hub id {name!r}" + (f" at revision {revision!r}" if revision else "")
+    where = constants.ENDPOINT
+    chain = list(_causes(cause))
+    met = lambda kind: any(isinstance(each, kind) for each in chain)
+    if met(errors.OfflineModeIsEnabled):
+        return f"{place} is not in the cache, and HF_HUB_OFFLINE is set: unset it to download"
+    if met(errors.GatedRepoError):
+        return f"{place} is gated: accept its terms at {where}/{name} and set HF_TOKEN"
+    if met(errors.RepositoryNotFoundError):
+        return (
+            f"{place} does not exist at {where}, nor is there such a folder here: check the "
+            "spelling; a private one needs HF_TOKEN"
+        )
+    if met(errors.RevisionNotFoundError):
+        return f"{place} has no such revision at {where}: check --revision"
+    return f"{place} could not be fetched from {where} ({_line(chain[-1])}): check the network"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from."""
+    each: BaseException | None = error
+    while each is not None:
+        yield each
+        each = each.__cause__
+
+
+def _folder(name: str, folder: Path) -> ModelFiles:
+    index_file = folder / INDEX
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    shards = tuple(file for file in files if file.suffix == ".safetensors")
+    packed = tuple(file for file in files if file.suffix == ".npz")
+    index = None
+    if index_file.exists():
+        index = _weight_map(index_file)
+        weights = tuple(folder / shard for shard in sorted(set(index.values())))
+        absent = [shard.name for shard in weights if not shard.is_file()]
+        if absent:
+            others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise CorruptWeights(
+                f"shard {absent[0]}{others} is missing: {index_file} names it; fetch it again"
+            )
+    elif shards:
+        whole = folder / "model.safetensors"
+        weights = (whole,) if whole in shards else shards
+    elif len(packed) == 1:
+        weights = packed
+    elif packed:
+        raise UnsupportedFormat(
+            f"{folder} holds {len(packed)} .npz files ({packed[0].name}, {packed[1].name}...): "
+            "name one of them"
+        )
+    else:
+        raise _no_weights(folder, files)
+    return ModelFiles(name, folder, weights, index, _config(folder, weights))
+
+
+def _file(name: str, path: Path) -> ModelFiles:
+    if path.suffix in PICKLES:
+        raise _pickled(path)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise UnsupportedFormat(
+            f"{path} is neither .safetensors nor .npz: give such a file, or the model's folder"
+        )
+    return ModelFiles(name, path.parent, (path,), None, _config(path.parent, (path,)))
+
+
+def _no_weights(folder: Path, files: list[Path]) -> Exception:
+    pickled = [file for file in files if file.suffix in PICKLES]
+    if pickled:
+        return _pickled(pickled[0])
+    return ModelNotFound(
+        f"{folder} is a folder without weights: it needs {INDEX}, *.safetensors or one .npz"
+    )
+
+
+def _pickled(path: Path) -> UnsupportedFormat:
+    return UnsupportedFormat(
+        f"{path} is a pickle, which can run code when read, and is refused: convert it where you "
+        "trust it, with transformers' from_pretrained(...).save_pretrained(...), to safetensors"
+    )
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor name -> shard name; a shard is a plain name, so it cannot lead out of the folder."""
+    table = read_json(path, CorruptWeights).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise CorruptWeights(f"{path} has no weight_map: fetch the index again, or delete it")
+    for tensor, shard in table.items():
+        plain = isinstance(shard, str) and re.fullmatch(r"[^/\\:\0]+\.safetensors", shard)
+        if not plain:
+            raise CorruptWeights(
+                f"{path} places {tensor!r} in {shard!r}: a shard must be a plain .safetensors "
+                "file name in the same folder; correct the index"
+            )
+    return table
+
+
+def _config(folder: Path, weights: tuple[Path, ...]) -> dict[str, Any]:
+    path = folder / "config.json"
+    if path.exists():
+        return read_json(path, InvalidConfig)
+    if weights[0].suffix == ".npz":
+        from .weights.npz import CONFIG_KEY, read_config
+
+        config = read_config(weights[0])
+        if config is None:
+            raise InvalidConfig(
+                f"{weights[0]} has no config.json beside it and no entry {CONFIG_KEY!r} inside: "
+                "put the model's config.json beside it"
+            )
+        return config
+    raise InvalidConfig(f"{path} is missing: put the model's config.json beside its weights")
+
+
+def _line(error: BaseException) -> str:
+    """An error's text on one line, short enough for a terminal."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,90 @@
+"""Grouped-query attention with the variants that `AttentionSpec` names."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..cache import Cache
+from ..spec import AttentionSpec
+from . import Tap
+from .norm import Norm
+from .rope import Rope
+
+
+class Attention(nn.Module):
+    """Causal self-attention over what the cache holds and the T new tokens."""
+
+    def __init__(self, spec: AttentionSpec, width: int) -> None:
+        super().__init__()
+        H, K, D = spec.heads, spec.kv_heads, spec.head_dim
+        self._spec = spec
+        self.q = nn.Linear(width, H * D, bias=spec.qkv_bias)
+        self.k = nn.Linear(width, K * D, bias=spec.qkv_bias)
+        self.v = nn.Linear(width, K * D, bias=spec.qkv_bias)
+        self.o = nn.Linear(H * D, width, bias=spec.out_bias)
+        if spec.qk_norm:
+            self.q_norm = Norm(spec.qk_norm, D)
+            self.k_norm = Norm(spec.qk_norm, D)
+        self._rope = Rope(spec.rope) if spec.rope else None
+
+    def __call__(self, x: mx.array, cache: Cache, length: int, tap: Tap) -> mx.array:
+        """(B, T, C) -> (B, T, C). `length` is the length of the whole sequence, for Rope."""
+        spec, offset = self._spec, cache.offset
+        B, T, _ = x.shape
+        H, K, D = spec.heads, spec.kv_heads, spec.head_dim
+
+        def split(y: mx.array, heads: int) -> mx.array:
+            return y.reshape(B, T, heads, D)  # (B, T, H*D) -> (B, T, H, D)
+
+        q = split(tap("q", self.q(x)), H)
+        k = split(tap("k", self.k(x)), K)
+        v = split(tap("v", self.v(x)), K)
+        if spec.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.transpose(0, 2, 1, 3) for y in (q, k, v))  # -> (B, H, T, D)
+        if spec.qk_norm:
+            q, k = tap("q_norm", q), tap("k_norm", k)
+        if self._rope:
+            q, k = self._rope(q, offset, length), self._rope(k, offset, length)
+
+        k, v = cache.update(k, v)
+        mask = causal_mask(T, k.shape[2], spec.window)
+        y = attend(q, k, v, spec, mask)
+        y = y.transpose(0, 2, 1, 3).reshape(B, T, H * D)  # (B, H, T, D) -> (B, T, H*D)
+        return tap("o", self.o(y))
+
+
+def causal_mask(queries: int, keys: int, window: int | None) -> mx.array | str | None:
+    """Which of the last `keys` positions the last `queries` may see: (T, S) booleans.
+
+    None where all may be seen, "causal" where the fused kernel's own mask is enough.
+    """
+    if queries == 1 and (window is None or keys <= window):
+        return None
+    if window is None or keys <= window:
+        return "causal"
+    at = mx.arange(keys - queries, keys)[:, None]
+    seen = mx.arange(keys)[None]
+    return (seen <= at) & (seen > at - window)
+
+
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, spec: AttentionSpec, mask: mx.array | str | None
+) -> mx.array:
+    """softmax(scale * q k^T, masked) v: (B, H, T, D) over (B, K, S, D) -> (B, H, T, D)."""
+    if spec.softcap is None:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=spec.scale, mask=mask)
+
+    # No fused kernel bends logits, so the products are written out.
+    B, H, T, D = q.shape
+    K, S = k.shape[1], k.shape[2]
+    q = (q * spec.scale).reshape(B, K, H // K, T, D)
+    logits = q @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
+    logits = spec.softcap * mx.tanh(logits / spec.softcap)
+    if isinstance(mask, str):
+        mask = mx.arange(S)[None] <= mx.arange(S - T, S)[:, None]
+    if mask is not None:
+        logits = mx.where(mask, logits, mx.array(-mx.inf, logits.dtype))
+    weights = mx.softmax(logits, axis=-1, precise=True)
+    return (weights @ v[:, :, None]).reshape(B, H, T, D)

@@ -1,0 +1,45 @@
+"""The feed-forward part of a block, and the activations by the names transformers gives them."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import UnsupportedArchitecture
+from ..spec import MLPSpec
+from . import Tap
+
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "gelu": nn.gelu,
+    "gelu_new": nn.gelu_approx,
+    "gelu_pytorch_tanh": nn.gelu_approx,
+    "relu": nn.relu,
+}
+
+
+class MLP(nn.Module):
+    """(B, T, C) -> (B, T, C) through a width of F."""
+
+    def __init__(self, spec: MLPSpec, width: int) -> None:
+        super().__init__()
+        if spec.activation not in ACTIVATIONS:
+            raise UnsupportedArchitecture(
+                f"activation {spec.activation!r}: the engine has {', '.join(ACTIVATIONS)}"
+            )
+        self._activation = ACTIVATIONS[spec.activation]
+        if spec.gated:
+            self.gate = nn.Linear(width, spec.width, bias=spec.bias)
+        self.up = nn.Linear(width, spec.width, bias=spec.bias)
+        self.down = nn.Linear(spec.width, width, bias=spec.bias)
+
+    def __call__(self, x: mx.array, tap: Tap) -> mx.array:
+        if "gate" in self:
+            gate = tap("gate", self.gate(x))
+            x = self._activation(gate) * tap("up", self.up(x))
+        else:
+            x = self._activation(tap("up", self.up(x)))
+        return tap("down", self.down(x))

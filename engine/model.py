@@ -1,0 +1,70 @@
+"""A model that is ready to run: its files, its spec, its decoder with weights, its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+from mlx.utils import tree_unflatten
+
+from .architectures import decoder_spec
+from .config import Config
+from .decoder import Decoder
+from .errors import BackendUnavailable
+from .files import ModelFiles, find_model
+from .spec import DecoderSpec
+from .weights import read_weights
+from .weights.arrange import arrange
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+@dataclass
+class Model:
+    """What `load` returns. `decoder` maps token ids (B, T) to logits (B, T, V)."""
+
+    files: ModelFiles
+    spec: DecoderSpec
+    decoder: Decoder
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Read on first use; raises TokenizerMismatch when it does not fit the embedding."""
+        from .tokenizer import check_fits, load_tokenizer
+
+        tokenizer = load_tokenizer(self.files)
+        check_fits(tokenizer, self.spec.vocab, self.files.folder)
+        return tokenizer
+
+
+def load(
+    model: str | Path | ModelFiles, *, dtype: str | None = None, revision: str | None = None
+) -> Model:
+    """Find, read and build a model; arrays stay lazy until they are used.
+
+    `dtype` casts floating-point weights ("float32", "bfloat16", "float16"); None keeps what is
+    stored. Raises the errors of `errors.py`; nothing else escapes for a model that is at fault.
+    """
+    files = model if isinstance(model, ModelFiles) else find_model(model, revision)
+    spec = decoder_spec(Config(files.config, str(files.folder / "config.json")))
+    decoder = Decoder(spec)
+    source = files.weights[0] if len(files.weights) == 1 else files.folder
+    tensors = arrange(read_weights(files), spec, decoder.shapes(), str(source))
+    if dtype is not None:
+        tensors = {path: cast(array, dtype) for path, array in tensors.items()}
+    decoder.update(tree_unflatten(list(tensors.items())))
+    decoder.eval()
+    return Model(files, spec, decoder)
+
+
+def cast(array: mx.array, dtype: str) -> mx.array:
+    """`array` in `dtype` where it is floating-point, else as it is."""
+    if dtype not in DTYPES:
+        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    return array.astype(DTYPES[dtype]) if mx.issubdtype(array.dtype, mx.floating) else array

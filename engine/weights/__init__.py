@@ -1,0 +1,76 @@
+"""Weights on disk: names -> lazy arrays, and back.
+
+`read_weights` and `write_weights` know two file formats and no architecture; `arrange` turns the
+names of a checkpoint into the engine's. Files are checked before MLX maps them, since a lazy read
+would fail much later, in the middle of a forward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from ..errors import CorruptWeights, UnsupportedFormat
+from . import npz, safetensors
+from .arrange import arrange
+from .npz import CONFIG_KEY
+
+if TYPE_CHECKING:
+    from ..files import ModelFiles
+
+__all__ = ["CONFIG_KEY", "arrange", "read_weights", "write_weights"]
+
+_FORMATS = {".npz": npz, ".safetensors": safetensors}
+
+
+def read_weights(files: ModelFiles) -> dict[str, mx.array]:
+    """Every tensor of a model by its name in the file, unread until used.
+
+    Raises CorruptWeights or UnsupportedFormat. An .npz is read through once, to check its sums.
+    """
+    tensors: dict[str, mx.array] = {}
+    home: dict[str, str] = {}
+    for path in files.weights:
+        for name, array in _FORMATS[path.suffix].read(path).items():
+            if name in tensors:
+                raise CorruptWeights(
+                    f"tensor {name!r} is in both {home[name]} and {path.name} of {path.parent}: "
+                    "remove the file that does not belong to the model"
+                )
+            tensors[name], home[name] = array, path.name
+    index = files.index or {}
+    astray = [name for name, shard in index.items() if home.get(name) != shard]
+    if astray:
+        others = f" ({len(astray) - 1} more)" if len(astray) > 1 else ""
+        raise CorruptWeights(
+            f"tensor {astray[0]!r}{others} is not in shard {index[astray[0]]} of "
+            f"{files.folder}, where the index places it: fetch index and shards again"
+        )
+    return tensors
+
+
+def write_weights(
+    path: str | Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors to an .npz or .safetensors file, whole or not at all.
+
+    `config` goes inside an .npz under CONFIG_KEY; a .safetensors file has no place for it. Raises
+    UnsupportedFormat for another suffix, or a dtype the format cannot hold.
+    """
+    path = Path(path)
+    if path.suffix not in _FORMATS:
+        raise UnsupportedFormat(f"{path} has suffix {path.suffix!r}: write .npz or .safetensors")
+    # In the same folder, so that the replacement is a rename; MLX insists on the suffix.
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        _FORMATS[path.suffix].write(temporary, tensors, config)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

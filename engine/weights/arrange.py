@@ -1,0 +1,162 @@
+"""From the names of a checkpoint to the names of the engine.
+
+The rows of `spec.names` say which transformers module feeds which engine module; the engine's own
+parameter shapes say what there must be. Every tensor is used once, or known to be superfluous, or
+an error. This module knows no family and reads no values, one tied head apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..errors import CorruptWeights
+from ..names import Name
+from ..spec import DecoderSpec
+
+# Buffers that real checkpoints carry and no model has as parameters: rotary tables, causal masks.
+_BUFFER = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(bias|masked_bias)$")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One checkpoint tensor and the engine parameters it is split into, along the output rows."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    targets: tuple[str, ...]
+    transpose: bool
+
+
+def arrange(
+    tensors: Mapping[str, mx.array], spec: DecoderSpec, shapes: Shapes, where: str
+) -> dict[str, mx.array]:
+    """Engine parameters from checkpoint tensors; they stay unread.
+
+    `shapes` are the engine's own parameters, `where` is the file or folder named in errors. Raises
+    CorruptWeights when a tensor is missing, left over, or of the wrong shape.
+    """
+    sources = list(_sources(spec, shapes))
+    tensors = _whole_names(tensors, sources)
+    head = _head(spec)
+    tensors = _without_tied_head(tensors, spec, head, where) if spec.tied_head else tensors
+    missing = [source.tensor for source in sources if source.tensor not in tensors]
+    used = {source.tensor for source in sources}
+    extra = [name for name in tensors if name not in used and not _BUFFER.search(name)]
+    if missing:
+        raise _missing(missing, extra, head, where)
+    if extra:
+        raise CorruptWeights(
+            f"tensor {extra[0]!r}{_others(extra)} in {where} belongs to no module of this "
+            f"{spec.model_type}: correct config.json, or take the tensor out"
+        )
+    wrong = [s for s in sources if tuple(tensors[s.tensor].shape) != s.shape]
+    if wrong:
+        found = tuple(tensors[wrong[0].tensor].shape)
+        raise CorruptWeights(
+            f"tensor {wrong[0].tensor!r}{_others(wrong)} in {where} has shape {found}, expected "
+            f"is {wrong[0].shape}: config.json and weights are not of the same model"
+        )
+    parameters: dict[str, mx.array] = {}
+    for source in sources:
+        parameters.update(_split(tensors[source.tensor], source, shapes))
+    return parameters
+
+
+def _sources(spec: DecoderSpec, shapes: Shapes) -> Iterator[_Source]:
+    """The checkpoint tensors that a decoder of this spec is made of."""
+    kinds: dict[str, list[str]] = {}  # engine module -> its parameters' last names
+    for path in shapes:
+        module, _, kind = path.rpartition(".")
+        kinds.setdefault(module, []).append(kind)
+    unnamed = set(shapes)
+    for row in _rows(spec):
+        modules = [module for module in row.targets if module in kinds]
+        for kind in dict.fromkeys(kind for module in modules for kind in kinds[module]):
+            paths = tuple(f"{m}.{kind}" for m in modules if f"{m}.{kind}" in shapes)
+            rows = sum(shapes[path][0] for path in paths)
+            shape = (rows, *shapes[paths[0]][1:])
+            turned = row.transpose and len(shape) == 2
+            yield _Source(f"{row.source}.{kind}", shape[::-1] if turned else shape, paths, turned)
+            unnamed -= set(paths)
+    if unnamed:  # a fault of the architecture file, not of the user's
+        raise KeyError(f"no name in {spec.model_type}'s table for {sorted(unnamed)}")
+
+
+def _rows(spec: DecoderSpec) -> Iterator[Name]:
+    for row in spec.names:
+        if "{i}" in row.source:
+            yield from (row.at(block) for block in range(len(spec.blocks)))
+        else:
+            yield row
+
+
+def _whole_names(tensors: Mapping[str, mx.array], sources: list[_Source]) -> dict[str, mx.array]:
+    """Give the tensors of a base model, saved without its head, their first component back."""
+    first = sources[0].tensor.partition(".")[0] + "."
+    heads = {source.tensor for source in sources if not source.tensor.startswith(first)}
+    if any(name.startswith(first) for name in tensors):
+        return dict(tensors)
+    known = heads | {"lm_head.weight"}
+    return {name if name in known else first + name: array for name, array in tensors.items()}
+
+
+def _head(spec: DecoderSpec) -> str | None:
+    """The checkpoint's name for the head's matrix."""
+    rows = (row.source for row in spec.names if row.targets == ("head",))
+    return next((f"{source}.weight" for source in rows), None)
+
+
+def _without_tied_head(
+    tensors: dict[str, mx.array], spec: DecoderSpec, head: str | None, where: str
+) -> dict[str, mx.array]:
+    """Drop a head that repeats the embedding, or let it stand in for one that is absent.
+
+    transformers does not tie a head that differs from the embedding, whatever the configuration
+    says; neither can this be passed over.
+    """
+    if head not in tensors:
+        return tensors
+    rest = dict(tensors)
+    spare = rest.pop(head)
+    embed = next(f"{row.source}.weight" for row in spec.names if row.targets == ("embed",))
+    if embed not in rest:
+        return {**rest, embed: spare}
+    if spare.shape != rest[embed].shape or not mx.array_equal(spare, rest[embed]).item():
+        raise CorruptWeights(
+            f"tensor {head!r} in {where} differs from {embed!r}, though tie_word_embeddings is "
+            "true: set it to false in config.json, or take the tensor out"
+        )
+    return rest
+
+
+def _split(array: mx.array, source: _Source, shapes: Shapes) -> Iterator[tuple[str, mx.array]]:
+    array = array.T if source.transpose else array
+    start = 0
+    for path in source.targets:
+        rows = shapes[path][0]
+        whole = len(source.targets) == 1
+        yield path, array if whole else array[start : start + rows]
+        start += rows
+
+
+def _missing(missing: list[str], extra: list[str], head: str | None, where: str) -> Exception:
+    if missing == [head]:
+        return CorruptWeights(
+            f"tensor {head!r} is missing from {where}: without a head of its own the model needs "
+            "tie_word_embeddings set to true in config.json, or the tensor added"
+        )
+    strange = f", which has the unknown {extra[0]!r}{_others(extra)}" if extra else ""
+    return CorruptWeights(
+        f"tensor {missing[0]!r}{_others(missing)} is missing from {where}{strange}: fetch the "
+        "weights again, or correct config.json"
+    )
+
+
+def _others(found: list) -> str:
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""

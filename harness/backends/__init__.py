@@ -1,0 +1,111 @@
+"""Sides of a comparison: one file per backend, found by scanning this folder.
+
+A file has `load(request: Request) -> Backend`. Its module name is the backend's name on the
+command line, with `_` for `-`; what follows a colon (`python:module:function`) is passed on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..errors import BadOption
+from ..types import Site, TokenFacts
+
+if TYPE_CHECKING:
+    from engine.files import ModelFiles
+
+Observe = Callable[[Site, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be loaded. `argument` is what follows the colon of the backend's name."""
+
+    files: ModelFiles
+    dtype: str
+    device: str | None = None
+    argument: str = ""
+
+
+class Backend(Protocol):
+    """One implementation of one model at one dtype.
+
+    A backend that lacks a part returns None for it (`weights`, `expected_weights`, `tokens`), and
+    says so in `limits`: {"sites": "no taps", ...}; the checks that need the part are skipped with
+    that reason.
+    """
+
+    name: str
+    dtype: str
+    device: str
+    limits: Mapping[str, str]
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        observe: Observe | None = None,
+        *,
+        feed: Sequence[np.ndarray] | None = None,
+        inside: int | None = None,
+        chunks: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Logits (T, V) of one sequence.
+
+        `observe` is told every site in execution order with its array (T, features); of modules
+        inside blocks only those of block `inside`. `feed[k]` (T, C) replaces what enters block k,
+        or the final norm where k is the number of blocks. `chunks` feeds the sequence through
+        the cache in pieces of those lengths.
+        """
+        ...
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The next `count` tokens, taken by the path that serves users; stop tokens do not stop."""
+        ...
+
+    def weights(self) -> Mapping[str, Any] | None:
+        """Every parameter as loaded, by the backend's own names; values are numpy-convertible."""
+        ...
+
+    def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The reference's parameters after this backend's declared renames, splits, transposes."""
+        ...
+
+    def tokens(self, texts: Sequence[str]) -> TokenFacts | None:
+        """What the backend's own tokenizer does with these texts."""
+        ...
+
+    def locate(self, site: Site) -> str | None:
+        """FILE:LINE and name of the code that computes a site."""
+        ...
+
+
+def available() -> list[str]:
+    """Backend names as they are typed."""
+    names = (m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(name.replace("_", "-") for name in names if not name.startswith("_"))
+
+
+def load_backend(name: str, request: Request) -> Backend:
+    """Load a side by its name; BadOption lists the names there are."""
+    head, _, argument = name.partition(":")
+    if head not in available():
+        near = difflib.get_close_matches(head, available(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BadOption(f"backend {name!r}: {hint}there are {', '.join(available())}")
+    module = importlib.import_module(f"{__name__}.{head.replace('-', '_')}")
+    return module.load(Request(request.files, request.dtype, request.device, argument))
+
+
+def rows(array: np.ndarray, length: int) -> np.ndarray:
+    """(1, T, ...) or (1, H, T, D) -> (T, features), so that layouts can be compared."""
+    array = array[0]
+    if array.ndim == 3 and array.shape[0] != length and array.shape[1] == length:
+        array = array.transpose(1, 0, 2)
+    return array.reshape(length, -1)

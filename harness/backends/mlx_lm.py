@@ -1,0 +1,217 @@
+"""mlx-lm as a side, with any of its models: modules are observed from outside.
+
+mlx modules have no hooks, but Python looks `__call__` up on the class, so a module whose class is
+swapped for a recording subclass tells its output wherever it is called. Nothing of mlx-lm's
+computation changes, and no family is known by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from engine.errors import CorruptWeights, UnsupportedArchitecture
+from engine.files import ModelFiles
+from engine.model import DTYPES
+from engine.runtime import use_device
+
+from ..errors import ReferenceUnavailable
+from ..types import Site, TokenFacts
+from . import Observe, Request
+from ._mlx import Gathered, as_mlx, in_chunks, weights_of
+from ._code import code_of
+
+
+def load(request: Request) -> MLXLMBackend:
+    device = use_device(request.device)
+    return MLXLMBackend(request.files, request.dtype, device)
+
+
+class MLXLMBackend:
+    """`mlx_lm.utils.load_model` at one dtype."""
+
+    name = "mlx-lm"
+    limits: Mapping[str, str] = {}
+
+    def __init__(self, files: ModelFiles, dtype: str, device: str) -> None:
+        try:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            import mlx_lm.utils
+        except ImportError as error:
+            raise ReferenceUnavailable(
+                f"backend mlx-lm needs {error.name}, which is not installed: "
+                "pip install 'mlx-parity[reference]'"
+            ) from None
+        self._files, self.dtype, self.device = files, dtype, device
+        with _folder(files) as folder:
+            try:
+                self.model, _ = mlx_lm.utils.load_model(folder)
+            except Exception as error:  # mlx-lm raises nearly anything for a model it cannot load
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                kind = UnsupportedArchitecture if "not supported" in reason else CorruptWeights
+                raise kind(f"mlx-lm cannot load {files.folder}: {reason}") from None
+        self.model.set_dtype(DTYPES[dtype])
+        self._blocks = list(self.model.layers)
+        names = {id(module): path for path, module in self.model.named_modules()}
+        self._names = names
+        owner = names[id(self._blocks[0])].rpartition(".")[0].rpartition(".")[0]
+        beside = dict(self.model.named_modules())[owner].children().values()
+        norms = [m for m in beside if isinstance(m, nn.Module) and "Norm" in type(m).__name__]
+        self._norm = norms[-1] if norms else None
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        observe: Observe | None = None,
+        *,
+        feed: Sequence[np.ndarray] | None = None,
+        inside: int | None = None,
+        chunks: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """See `Backend.forward`."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        if chunks is not None:
+            cache = make_prompt_cache(self.model)
+            return in_chunks(lambda ids: self.model(ids, cache=cache), tokens, chunks)
+        gathered = Gathered(len(tokens), feed)
+        with self._watched(gathered, inside):
+            logits = self.model(mx.array([list(tokens)]))
+        return gathered.tell(observe, logits)
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        from mlx_lm.generate import generate_step
+
+        steps = generate_step(mx.array(list(prompt)), self.model, max_tokens=count)
+        return [int(token) for token, _ in steps]
+
+    def weights(self) -> Mapping[str, Any]:
+        return weights_of(self.model)
+
+    def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
+        """mlx-lm's own clean-up of the reference's parameters.
+
+        Checkpoints come with the base model's prefix and without it; both are tried, because
+        mlx-lm reads some families in one form only.
+        """
+        tensors = {name: as_mlx(value) for name, value in reference.items()}
+        mine = set(self.weights())
+        clean = self.model.sanitize if hasattr(self.model, "sanitize") else dict
+        found = clean(dict(tensors))
+        if set(found) != mine:
+            short = {k.partition(".")[2] if k.count(".") > 1 else k: v for k, v in tensors.items()}
+            other = clean(short)
+            if len(mine - set(other)) < len(mine - set(found)):
+                return other
+        return found
+
+    def tokens(self, texts: Sequence[str]) -> TokenFacts:
+        from mlx_lm.tokenizer_utils import load as load_tokenizer
+
+        config = self._files.config.get("eos_token_id")
+        eos = config if isinstance(config, list) or config is None else [config]
+        tokenizer = load_tokenizer(self._files.folder, eos_token_ids=eos)
+        return TokenFacts(
+            ids={text: tuple(tokenizer.encode(text)) for text in texts},
+            bos_id=tokenizer.bos_token_id,
+            eos_ids=tuple(sorted(tokenizer.eos_token_ids)),
+            max_id=max(tokenizer.get_vocab().values(), default=-1),
+            rows=_embedding_rows(self.model),
+        )
+
+    def locate(self, site: Site) -> str | None:
+        module = self.model
+        if site.block is not None:
+            block = self._blocks[site.block]
+            module = dict(block.named_modules()).get(site.part, block)
+            if type(module).__module__.startswith("mlx.") and "." in site.part:
+                module = dict(block.named_modules())[site.part.rpartition(".")[0]]
+        return code_of(type(module).__call__, f"mlx-lm {type(module).__name__}")
+
+    @contextlib.contextmanager
+    def _watched(self, gathered: Gathered, inside: int | None) -> Iterator[None]:
+        """Swap classes of blocks, norm and the modules inside one block for the pass."""
+        swapped: list[tuple[nn.Module, type]] = []
+
+        def watch(module: nn.Module, around: Callable[..., Any]) -> None:
+            kind = type(module)
+
+            def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return around(lambda *a, **k: kind.__call__(self, *a, **k), *args, **kwargs)
+
+            swapped.append((module, kind))
+            module.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+
+        def block(i: int) -> Callable[..., Any]:
+            path = self._names[id(self._blocks[i])]
+
+            def around(call: Callable[..., Any], x: mx.array, *args: Any, **kwargs: Any) -> Any:
+                if i == 0:
+                    x = gathered.boundary(Site("embedding", None, "", "embedding"), x, 0)
+                out = call(x, *args, **kwargs)
+                value = out[0] if isinstance(out, tuple) else out
+                value = gathered.boundary(Site("block", i, "", path), value, i + 1)
+                return (value, *out[1:]) if isinstance(out, tuple) else value
+
+            return around
+
+        def seen(site: Site) -> Callable[..., Any]:
+            def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                out = call(*args, **kwargs)
+                value = out[0] if isinstance(out, tuple) else out
+                if isinstance(value, mx.array) and value.ndim >= 3:
+                    gathered.see(site, value)
+                return out
+
+            return around
+
+        try:
+            if inside is not None:
+                base = self._names[id(self._blocks[inside])]
+                for part, module in self._blocks[inside].named_modules():
+                    if part:
+                        watch(module, seen(Site("module", inside, part, f"{base}.{part}")))
+            for i, module in enumerate(self._blocks):
+                watch(module, block(i))
+            if self._norm is not None:
+                path = self._names[id(self._norm)]
+                watch(self._norm, seen(Site("norm", None, "", path)))
+            yield
+        finally:
+            for module, kind in reversed(swapped):
+                module.__class__ = kind
+
+
+@contextlib.contextmanager
+def _folder(files: ModelFiles) -> Iterator[Path]:
+    """A folder as mlx-lm reads it: config.json beside model*.safetensors."""
+    plain = files.weights[0].suffix == ".safetensors"
+    if plain and all(path.name.startswith("model") for path in files.weights):
+        yield files.folder
+        return
+    import json
+
+    from engine.weights import read_weights, write_weights
+
+    folder = Path(tempfile.mkdtemp(prefix="mlx-parity-"))
+    try:
+        write_weights(folder / "model.safetensors", read_weights(files))
+        (folder / "config.json").write_text(json.dumps(dict(files.config)))
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _embedding_rows(model: Any) -> int:
+    """Rows of the token embedding: the largest table of any nn.Embedding."""
+    tables = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    return max(tables, default=0)

@@ -1,0 +1,69 @@
+"""Does the candidate take the reference's greedy tokens, ties apart?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..comparison import Comparison
+from ..metrics import margins
+from ..policy import TIE
+from ..types import FAIL, INCONCLUSIVE, PASS, SKIP, CheckResult, Divergence
+
+ORDER = 5
+
+
+def run(comparison: Comparison) -> CheckResult:
+    """Free-running tokens against the recorded ones; past a tie, teacher-forced ones.
+
+    At a position where the two differ, the oracle's margin between its two best tokens decides:
+    within TIE times the reference's own rms error there, either token is right.
+    """
+    name = "greedy"
+    probe = next((p for p in comparison.reference.probes if p.prompt is not None), None)
+    if probe is None:
+        return CheckResult(name, SKIP, "no greedy tokens are on record")
+    start, expected = probe.prompt, probe.tokens[probe.prompt :]
+    seen = comparison.observation(probe)
+    evidence = comparison.evidence(probe)
+    at = np.arange(start - 1, start - 1 + len(expected))  # logits that choose each token
+    margin = margins(evidence.logits)[at]
+    noise = np.maximum(evidence.spread[at], comparison.floor * np.abs(evidence.logits[at]).max(1))
+    tie = margin <= TIE * noise
+
+    actual = comparison.candidate.greedy(probe.tokens[:start], len(expected))
+    forced = seen.best[at]
+    measures = {
+        "tokens": len(expected),
+        "smallest_margin_over_noise": float((margin / noise).min()),
+        "ties": 0,
+    }
+    free = True
+    for i, token in enumerate(expected):
+        if free and i >= len(actual):
+            text = f"the candidate stopped after {len(actual)} of {len(expected)} tokens"
+            return _fails(name, probe.name, text, i, measures)
+        taken = actual[i] if free else int(forced[i])
+        if taken == token:
+            continue
+        units = float(margin[i] / noise[i])
+        if tie[i]:
+            measures["ties"] += 1
+            free = False
+            continue
+        how = "" if free else ", teacher-forced"
+        text = (
+            f"token {i} of {len(expected)} is {taken}, not {token}{how}: "
+            f"the reference prefers its own by {units:.0f} times the noise (a tie is {TIE:.0f})"
+        )
+        return _fails(name, probe.name, text, start + i, measures)
+    equal = len(expected) - measures["ties"]
+    reason = f"{equal} of {len(expected)} tokens equal"
+    if measures["ties"]:
+        reason += f", {measures['ties']} tie{'s' if measures['ties'] > 1 else ''}"
+    verdict = PASS if evidence.has_oracle else INCONCLUSIVE
+    return CheckResult(name, verdict, reason, measures)
+
+
+def _fails(name: str, probe: str, text: str, token: int, measures: dict) -> CheckResult:
+    divergence = Divergence(name, probe, text, token=token)
+    return CheckResult(name, FAIL, text, measures, divergence=divergence)

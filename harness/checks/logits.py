@@ -1,0 +1,13 @@
+"""Are the logits the reference's, through the whole model and from the head alone?"""
+
+from __future__ import annotations
+
+from ..comparison import Comparison, site_result
+from ..types import CheckResult
+
+ORDER = 4
+
+
+def run(comparison: Comparison) -> CheckResult:
+    """The last norm and the logits, isolated (fed the last block's output) and propagated."""
+    return site_result(comparison, "logits", ("norm", "logits"))

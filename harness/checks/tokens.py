@@ -1,0 +1,51 @@
+"""Does the candidate's tokenizer do what the reference's does?"""
+
+from __future__ import annotations
+
+from ..comparison import Comparison
+from ..probes import TEXTS
+from ..types import FAIL, PASS, SKIP, CheckResult, Divergence
+
+ORDER = 2
+
+
+def run(comparison: Comparison) -> CheckResult:
+    """Ids of the probe texts, BOS, EOS, and that every reachable id has an embedding row."""
+    name = "tokens"
+    if comparison.dtype != "float32":
+        return CheckResult(name, SKIP, "asked once, at float32")
+    expected = comparison.reference.tokens()
+    if expected is None:
+        return CheckResult(name, SKIP, "the model has no tokenizer")
+    actual = comparison.candidate.tokens(list(TEXTS.values()))
+    if actual is None:
+        return CheckResult(name, SKIP, f"{comparison.candidate.name} has no tokenizer")
+    measures = {
+        "texts": len(TEXTS),
+        "bos_id": actual.bos_id,
+        "eos_ids": list(actual.eos_ids),
+        "max_id": actual.max_id,
+        "embedding_rows": actual.rows,
+    }
+    problem = None
+    for label, text in TEXTS.items():
+        if actual.ids[text] != expected.ids[text] and problem is None:
+            problem = f"{label} {text!r}: {_ids(actual.ids[text])}, not {_ids(expected.ids[text])}"
+    if problem is None and actual.bos_id != expected.bos_id:
+        problem = f"BOS is {actual.bos_id}, not {expected.bos_id}"
+    if problem is None and actual.eos_ids != expected.eos_ids:
+        problem = f"EOS is {list(actual.eos_ids)}, not {list(expected.eos_ids)}"
+    if problem is None and actual.max_id >= actual.rows:
+        problem = f"id {actual.max_id} has no row in an embedding of {actual.rows}"
+    if problem is not None:
+        return CheckResult(
+            name, FAIL, problem, measures, divergence=Divergence(name, "texts", problem)
+        )
+    bos = "no BOS" if actual.bos_id is None else f"BOS {actual.bos_id}"
+    eos = ", ".join(map(str, actual.eos_ids)) or "none"
+    return CheckResult(name, PASS, f"{len(TEXTS)} texts equal, {bos}, EOS {eos}", measures)
+
+
+def _ids(ids: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, ids[:8]))
+    return f"[{shown}, ... {len(ids)} ids]" if len(ids) > 8 else f"[{shown}]"

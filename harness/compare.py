@@ -1,0 +1,140 @@
+"""`harness.compare`: load both sides, ask the checks, give the verdict. Prints nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import BackendUnavailable
+from engine.files import ModelFiles, find_model
+
+from . import environment
+from .backends import Backend, Request, load_backend
+from .checks import chosen
+from .comparison import Comparison, with_dtype
+from .diagnosis import diagnose
+from .errors import BadOption
+from .metrics import FLOOR
+from .probes import read_prompts
+from .reference import LiveReference, Oracle, Reference, Truth, has_tokenizer
+from .types import Probe, Verdict
+
+Progress = Callable[[int, int, str], None]
+
+
+def compare(
+    model: str | Path,
+    candidate: str | Callable[..., Any] = "engine",
+    reference: str | None = None,
+    dtype: str = "float32",
+    checks: Sequence[str] | None = None,
+    *,
+    device: str | None = None,
+    prompts: str | Path | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    into: Verdict | None = None,
+) -> Verdict:
+    """Judge `candidate` against `reference` on a model, in this process.
+
+    `candidate` is a backend's name or a function from token ids to logits (see
+    `backends/python.py`). `reference` None means torch where it is installed, else golden. A
+    `dtype` other than float32 adds its rung to the float32 one. `into` is filled as answers come,
+    so that a caller has what there is when an error ends the run. Raises EngineError for bad
+    input; a divergence is no error, it is in the verdict.
+    """
+    if dtype not in FLOOR:
+        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
+    questions = chosen(checks)
+    environment.check_mlx()
+    files = find_model(model, revision)
+    reference = reference or ("torch" if installed("torch", "transformers") else "golden")
+    named = candidate if isinstance(candidate, str) else getattr(candidate, "__qualname__", "?")
+    verdict = into if into is not None else Verdict("", "", "", "", "")
+    verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
+    verdict.dtype = dtype
+
+    for rung in dict.fromkeys(("float32", dtype)):
+        begin = time.perf_counter()
+        actual = _candidate(candidate, files, rung, device)
+        loaded = time.perf_counter()
+        expected = load_reference(reference, files, rung)
+        verdict.device = actual.device
+        if not verdict.environment:
+            verdict.environment = environment.describe()
+        _add(verdict, f"load candidate {rung}", loaded - begin)
+        _add(verdict, f"load reference {rung}", time.perf_counter() - loaded)
+        probes = [*expected.probes, *_prompts(prompts, expected, actual, files)]
+        comparison = Comparison(files, expected, actual, probes, progress)
+        for name, check in questions.items():
+            begin = time.perf_counter()
+            verdict.checks.append(with_dtype(check.run(comparison), rung))
+            _add(verdict, name, time.perf_counter() - begin)
+        if set(questions) & {"blocks", "logits", "greedy"}:
+            verdict.sites += [d for o in comparison.observations() for d in o.diffs]
+    verdict.diagnosis = diagnose(verdict.checks, verdict.sites)
+    verdict.peak_memory_bytes = environment.peak_memory_bytes()
+    return verdict
+
+
+def load_reference(name: str, files: ModelFiles, dtype: str) -> Reference:
+    """A reference by its name, with the truth it is measured against."""
+    if name.partition(":")[0] == "golden":
+        from .golden.store import GoldenReference
+
+        return GoldenReference(files, dtype, name.partition(":")[2])
+    twin = load_backend(name, Request(files, dtype))
+    return LiveReference(files, twin, _truth(name, twin, files, dtype))
+
+
+def installed(*packages: str) -> bool:
+    """Whether all of these can be imported, without importing them."""
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+def _truth(name: str, twin: Backend, files: ModelFiles, dtype: str) -> Truth | None:
+    """The float64 oracle: PyTorch live, else a golden's record, else none."""
+    if name == "torch":
+        return Oracle(twin.oracle())  # type: ignore[attr-defined]
+    if installed("torch", "transformers"):
+        from .backends.torch import TorchBackend
+
+        return Oracle(TorchBackend(files, dtype).oracle())
+    return None
+
+
+def _candidate(
+    candidate: str | Callable[..., Any], files: ModelFiles, dtype: str, device: str | None
+) -> Backend:
+    if callable(candidate):
+        from .backends.python import PythonBackend
+
+        return PythonBackend(candidate, candidate.__qualname__, dtype)
+    if candidate.partition(":")[0] == "golden":
+        raise BadOption("candidate 'golden': a recording can only be a reference")
+    return load_backend(candidate, Request(files, dtype, device))
+
+
+def _prompts(
+    path: str | Path | None, reference: Reference, candidate: Backend, files: ModelFiles
+) -> list[Probe]:
+    """The user's own probes; texts go through the reference's tokenizer."""
+    if path is None:
+        return []
+    if not isinstance(reference, LiveReference):
+        raise BadOption(
+            f"--prompts {path}: a golden knows its own probes only; use --reference torch"
+        )
+    encode = None
+    if has_tokenizer(files):
+        twin = reference._twin
+        encode = lambda text: twin.tokens([text]).ids[text]  # noqa: E731
+    return read_prompts(Path(path), encode, int(files.config.get("vocab_size", 1)))
+
+
+def _add(verdict: Verdict, what: str, seconds: float) -> None:
+    verdict.seconds[what] = verdict.seconds.get(what, 0.0) + seconds
+

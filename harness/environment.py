@@ -1,0 +1,88 @@
+"""What moves numbers on this machine: versions, device, switches; and whether float32 is float32."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+
+from engine.errors import BackendUnavailable
+
+PACKAGES = ("mlx", "mlx-lm", "torch", "transformers", "tokenizers", "numpy", "safetensors")
+VARIABLES = ("MLX_ENABLE_TF32", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE")
+
+# A float32 product of this width is off by about 3e-7, one in TF32 by about 3e-4.
+PRODUCT = 512
+PRODUCT_LIMIT = 1e-5
+
+
+def describe() -> dict[str, Any]:
+    """Versions, platform, device and the variables that are set, as JSON-able values."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "device": mlx_device(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def mlx_device() -> dict[str, Any]:
+    """MLX's default device and its name."""
+    import mlx.core as mx
+
+    from engine.runtime import device_name
+
+    return {"kind": device_name(), "name": str(mx.device_info().get("device_name", "unknown"))}
+
+
+def product_error() -> float:
+    """Relative error of one float32 product of 512 cubed against float64."""
+    import mlx.core as mx
+
+    random = np.random.default_rng(0)
+    a, b = (random.standard_normal((PRODUCT, PRODUCT), np.float32) for _ in range(2))
+    actual = np.array(mx.array(a) @ mx.array(b))
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def check_mlx() -> None:
+    """Explain, in one line, an MLX that is not there or has no library.
+
+    Raises BackendUnavailable. On Linux mlx needs exactly one of its builds beside it.
+    """
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        builds = [name for name in ("mlx-cpu", "mlx-cuda-13", "mlx-cuda-12") if version(name)]
+        if version("mlx") is None:
+            problem = "MLX is not installed"
+        elif len(builds) > 1:
+            problem = f"{' and '.join(builds)} own the same library: uninstall all but one"
+        elif sys.platform == "linux" and not builds:
+            problem = "mlx is installed without a build for Linux"
+        else:
+            problem = f"mlx {version('mlx')} cannot be imported ({str(error).splitlines()[0]})"
+        way = "pip install 'mlx-parity[cpu]' (or [cuda13] on an NVIDIA GPU)"
+        raise BackendUnavailable(f"{problem}: {way}") from None
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,21 @@
+"""What a user of the harness can meet beyond the engine's errors; the same rules hold."""
+
+from __future__ import annotations
+
+from engine.errors import BackendUnavailable, EngineError
+
+
+class ReferenceUnavailable(BackendUnavailable):
+    """The reference asked for needs a library or a file that is not there."""
+
+
+class BadGolden(EngineError):
+    """A golden file is missing, truncated, altered, or belongs to another model."""
+
+
+class BadCandidate(EngineError):
+    """The callable behind `python:MODULE:FUNCTION` cannot be used."""
+
+
+class BadOption(EngineError):
+    """An option names something that does not exist."""

@@ -1,0 +1,50 @@
+"""Errors as numbers: relative rms, floors, margins. All arithmetic is float64.
+
+Source of the ratio: docs/METHOD.md. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Half a unit of roundoff (2^-p for p bits of significand): no noise counts as less.
+FLOOR = {"float32": 2.0**-25, "bfloat16": 2.0**-9, "float16": 2.0**-12}
+
+
+def rms(x: np.ndarray) -> float:
+    """Root of the mean square of all elements."""
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """rms(actual - expected) / rms(expected); inf when a value is not finite or shapes differ."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    difference = rms(actual.astype(np.float64) - expected)
+    scale = rms(expected)
+    if not np.isfinite(difference):
+        return float("inf")
+    return difference / scale if scale else (0.0 if difference == 0 else float("inf"))
+
+
+def first_bad_token(
+    actual: np.ndarray, expected: np.ndarray, noise: float, limit: float
+) -> int | None:
+    """The first row of (T, features) whose own relative error is beyond limit * noise."""
+    if actual.shape != expected.shape:
+        return None
+    difference = np.square(actual.astype(np.float64) - expected).mean(axis=1)
+    scale = np.square(expected).mean()
+    bad = np.flatnonzero(~(np.sqrt(difference / (scale or 1.0)) <= limit * noise))
+    return int(bad[0]) if bad.size else None
+
+
+def position_rms(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(T, V), (T, V) -> (T,): absolute rms difference at each position."""
+    return np.sqrt(np.mean(np.square(actual.astype(np.float64) - expected), axis=1))
+
+
+def margins(logits: np.ndarray) -> np.ndarray:
+    """(T, V) -> (T,): how far the best token is ahead of the second best."""
+    best = np.partition(logits, -2, axis=1)[:, -2:]
+    return best[:, 1] - best[:, 0]

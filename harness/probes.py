@@ -1,0 +1,124 @@
+"""The token sequences a comparison runs, each with the reason it exists.
+
+What is derived from a model: its window, the length its rotary scaling was trained for, its
+vocabulary. Random ids come from a fixed seed, so that every machine runs the same probes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import InvalidPrompt
+from engine.generate import check_prompt
+
+from .errors import BadOption
+from .types import Probe
+
+GREEDY_TOKENS = 64
+RANDOM_LENGTH = 40
+LONGEST_EDGE = 512  # windows and lengths beyond this would need probes longer than this
+
+TEXT = "def parity(actual, expected):\n    return actual == expected  # blocks"
+
+# What tokenizers get wrong, for the tokens check.
+TEXTS: dict[str, str] = {
+    "words": "The quick brown fox jumps over the lazy dog.",
+    "code": TEXT,
+    "leading space": " leading and trailing ",
+    "runs of spaces": "a  b   c    d",
+    "newlines and tabs": "one\n\ttwo\r\n\n\nthree",
+    "digits": "3.14159 2026 1234567890",
+    "accents": "naïve café Ångström",
+    "scripts": "Здравствуй 世界 مرحبا",
+    "emoji": "👩‍🔬🎉",
+    "combining": "e\u0301 n\u0303",
+    "empty": "",
+}
+
+
+def build_probes(
+    config: Mapping[str, Any], rows: int, text_ids: tuple[int, ...] | None, bos_id: int | None
+) -> list[Probe]:
+    """The default probes of a model with `rows` embedding rows, greedy ones excepted.
+
+    `text_ids` is TEXT in the reference's tokens, or None without a tokenizer.
+    """
+    room = config.get("n_positions")
+    longest = min(LONGEST_EDGE, room or LONGEST_EDGE)
+    first = bos_id if bos_id is not None and bos_id < rows else 0
+    probes = [
+        Probe("single", "edge", "one token: every mask is trivial", (first,)),
+        Probe("random", "random", "ids in no order: nothing is learned", _ids(RANDOM_LENGTH, rows)),
+    ]
+    if text_ids:
+        probes.insert(1, Probe("text", "text", "ordinary code, as users send it", text_ids))
+    window = config.get("sliding_window")
+    if isinstance(window, int) and 2 * window + 1 <= longest:
+        probes += [
+            Probe("window", "window", f"as long as the window of {window}", _ids(window, rows)),
+            Probe("window+1", "window", "one token leaves the window", _ids(window + 1, rows)),
+            Probe("windows", "window", "crosses two windows", _ids(2 * window + 1, rows)),
+        ]
+    trained = trained_length(config)
+    if trained is not None and trained + 8 <= longest:
+        reason = f"longer than the {trained} tokens its rotary scaling was made for"
+        probes.append(Probe("beyond", "beyond", reason, _ids(trained + 8, rows)))
+    return probes
+
+
+def trained_length(config: Mapping[str, Any]) -> int | None:
+    """The length a rotary scaling starts from, where config.json has one that depends on it."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "dynamic":
+        return config.get("max_position_embeddings")
+    return scaling.get("original_max_position_embeddings")
+
+
+def read_prompts(path: Path, encode: Any, rows: int) -> list[Probe]:
+    """Probes from a file: one text a line, or a JSON list of token ids a line.
+
+    Raises BadOption for a file that cannot be read, InvalidPrompt for an empty or impossible one.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadOption(f"--prompts {path}: {error}") from None
+    probes = []
+    for number, line in enumerate(lines, 1):
+        where = f"line {number} of {path}"
+        if not line.strip():
+            raise InvalidPrompt(f"{where} is empty: give a text or a JSON list of token ids")
+        tokens = _tokens(line, encode, where)
+        try:
+            check_prompt(tokens, rows)
+        except InvalidPrompt as error:
+            raise InvalidPrompt(f"{where}: {error}") from None
+        probes.append(Probe(f"prompt {number}", "prompt", where, tuple(tokens)))
+    if not probes:
+        raise InvalidPrompt(f"{path} is empty: give one text or JSON list of token ids a line")
+    return probes
+
+
+def _tokens(line: str, encode: Any, where: str) -> list[int]:
+    if line.lstrip().startswith("["):
+        try:
+            tokens = json.loads(line)
+        except json.JSONDecodeError:
+            tokens = None
+        if isinstance(tokens, list) and all(type(t) is int for t in tokens):
+            return tokens
+        raise InvalidPrompt(f"{where} is {line[:40]!r}: not a JSON list of token ids")
+    if encode is None:
+        raise InvalidPrompt(f"{where} is text, but the model has no tokenizer: give token ids")
+    return list(encode(line))
+
+
+def _ids(length: int, rows: int) -> tuple[int, ...]:
+    """Seeded uniform ids, another sequence for every length."""
+    return tuple(int(i) for i in np.random.default_rng(length).integers(0, rows, length))

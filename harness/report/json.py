@@ -1,0 +1,89 @@
+"""The verdict as JSON, schema `harness.verdict/1`. Numbers are finite or null."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..types import SiteDiff, Verdict
+
+SCHEMA = "harness.verdict/1"
+
+
+def write(verdict: Verdict, path: Path) -> None:
+    """Write the document whole or not at all. Raises OSError."""
+    text = json.dumps(document(verdict), indent=1, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def document(verdict: Verdict) -> dict[str, Any]:
+    """The JSON-able document of a verdict; keys may be added to it, never change meaning."""
+    first = verdict.first_divergence
+    return finite(
+        {
+            "schema": SCHEMA,
+            "verdict": verdict.verdict,
+            "model": verdict.model,
+            "candidate": verdict.candidate,
+            "reference": verdict.reference,
+            "dtype": verdict.dtype,
+            "device": verdict.device,
+            "first_divergence": None if first is None else asdict(first),
+            "diagnosis": verdict.diagnosis,
+            "error": verdict.error,
+            "checks": [
+                {
+                    "name": check.name,
+                    "verdict": check.verdict,
+                    "reason": check.reason,
+                    "measures": check.measures,
+                    "dtype": check.dtype,
+                }
+                for check in verdict.checks
+            ],
+            "sites": [_site(diff) for diff in verdict.sites],
+            "environment": verdict.environment,
+            "seconds": verdict.seconds,
+            "peak_memory_bytes": verdict.peak_memory_bytes,
+        }
+    )
+
+
+def finite(value: Any) -> Any:
+    """The same structure with plain numbers, and null for what is not finite."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [finite(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _site(diff: SiteDiff) -> dict[str, Any]:
+    return {
+        "site": diff.site.path,
+        "block": diff.site.block,
+        "kind": diff.site.kind,
+        "mode": diff.mode,
+        "probe": diff.probe,
+        "error": diff.error,
+        "noise": diff.noise,
+        "ratio": diff.ratio,
+        "limit": diff.limit,
+        "verdict": diff.verdict,
+        "dtype": diff.dtype,
+        "token": diff.token,
+        "note": diff.note,
+    }

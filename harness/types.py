@@ -1,0 +1,168 @@
+"""The words of a comparison as data. Nothing here computes, prints or raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+PASS, FAIL, ERROR, INCONCLUSIVE, SKIP = "pass", "fail", "error", "inconclusive", "skip"
+SEVERITY = (FAIL, ERROR, INCONCLUSIVE, PASS, SKIP)  # the first one present is the verdict
+EXIT_STATUS = {PASS: 0, FAIL: 1, ERROR: 2, INCONCLUSIVE: 3, SKIP: 0}
+
+ISOLATED, PROPAGATED = "isolated", "propagated"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named point where a tensor is observed.
+
+    `kind` is embedding (what enters block 0), block, module (inside a block), norm (the last one)
+    or logits. `path` is the transformers module path; sites of two backends are the same site
+    when kind, block and `part` (the path below the block) agree.
+    """
+
+    kind: str
+    block: int | None
+    part: str = ""
+    path: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A token sequence with the reason it exists.
+
+    `prompt` is how many of the tokens were given, where the rest is a reference's continuation.
+    """
+
+    name: str
+    kind: str
+    reason: str
+    tokens: tuple[int, ...]
+    prompt: int | None = None
+
+
+@dataclass
+class Evidence:
+    """What one probe is judged against at one dtype.
+
+    `expected[mode][site]` is the oracle's array (T, features), float64. `inputs[k]` is what
+    enters block k in isolated mode (k = number of blocks: what enters the final norm), exactly
+    representable in the dtype. `noise[mode][site]` is the reference's own relative error there.
+    `spread` is the reference's rms error of the logits at each position, absolute, (T,).
+    """
+
+    expected: dict[str, dict[Site, np.ndarray]]
+    noise: dict[str, dict[Site, float]]
+    inputs: list[np.ndarray]
+    spread: np.ndarray
+    has_oracle: bool = True
+
+    @property
+    def logits(self) -> np.ndarray:
+        """(T, V) of the oracle, propagated."""
+        return next(a for s, a in self.expected[PROPAGATED].items() if s.kind == "logits")
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What a tokenizer does: ids of each probe text, special ids, and the embedding's rows."""
+
+    ids: Mapping[str, tuple[int, ...]]
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    max_id: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class SiteDiff:
+    """One site of one probe: relative errors, their ratio, and what was allowed."""
+
+    site: Site
+    mode: str
+    probe: str
+    dtype: str
+    error: float
+    noise: float
+    ratio: float
+    limit: float
+    verdict: str
+    note: str | None = None
+    token: int | None = None  # the first token that is off, where the site fails
+
+    @property
+    def judged(self) -> bool:
+        """Modules inside a block localise; they never fail a comparison by themselves."""
+        return self.site.kind != "module"
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first thing that is not as it should be, in execution order."""
+
+    check: str
+    probe: str
+    message: str
+    site: str | None = None
+    block: int | None = None
+    error: float | None = None
+    noise: float | None = None
+    ratio: float | None = None
+    limit: float | None = None
+    token: int | None = None
+    code: str | None = None
+
+
+@dataclass
+class CheckResult:
+    """One parity question, answered."""
+
+    name: str
+    verdict: str
+    reason: str | None = None
+    measures: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    divergence: Divergence | None = None
+
+
+@dataclass
+class Verdict:
+    """All checks of one comparison."""
+
+    model: str
+    candidate: str
+    reference: str
+    dtype: str
+    device: str
+    checks: list[CheckResult] = field(default_factory=list)
+    sites: list[SiteDiff] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    diagnosis: str | None = None
+    error: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The most severe answer of any check; "error" when nothing could be asked."""
+        if self.error is not None:
+            return ERROR
+        given = {check.verdict for check in self.checks} - {SKIP}
+        return next((v for v in SEVERITY if v in given), INCONCLUSIVE)
+
+    @property
+    def exit_status(self) -> int:
+        return EXIT_STATUS[self.verdict]
+
+    @property
+    def first_divergence(self) -> Divergence | None:
+        """That of the first check, in the order asked, that did not hold."""
+        return next(self._divergences(), None)
+
+    def _divergences(self) -> Iterator[Divergence]:
+        for check in self.checks:
+            if check.verdict == FAIL and check.divergence is not None:
+                yield check.divergence
