@@ -18,8 +18,8 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
     Errors of the user's (EngineError, wrong options) are one line; with `--debug` anywhere the
     traceback is shown. A missing optional library is explained the same way.
     """
-    import click
     import typer
+    from typer import _click as click  # typer carries its own
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments

@@ -150,6 +150,8 @@ def _hub_failure(name: str, revision: str | None, cause: BaseException) -> str:
         )
     if met(errors.RevisionNotFoundError):
         return f"{place} has no such revision at {where}: check --revision"
+    if met(errors.HFValidationError):
+        return f"{place} is neither a file or folder here nor a valid id ({_line(cause)}): check it"
     return f"{place} could not be fetched from {where} ({_line(chain[-1])}): check the network"
 
 

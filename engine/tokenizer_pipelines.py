@@ -44,11 +44,30 @@ _CLASSES = {
 _OVERRULED = ("qwen2",)  # model types whose own tokenizer_class AutoTokenizer does not believe
 
 
+def rebuilding_class(
+    raw: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> str | None:
+    """The class that rebuilds the pipeline; None where the file is taken as it is."""
+    stated = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    stated = stated.removesuffix("Fast") if isinstance(stated, str) else None
+    model_type = config.get("model_type")
+    own = _CLASSES.get(model_type) if isinstance(model_type, str) else None
+    if stated == "LlamaTokenizer" and model_type not in _OVERRULED:
+        parts = json.dumps([raw.get("pre_tokenizer"), raw.get("decoder")])
+        if '"ByteLevel"' in parts:  # llama 3 calls itself LlamaTokenizer too
+            return None
+    if own == "TokenizersBackend":
+        return None
+    clash = own is not None and stated is not None and own != stated
+    kind = own if clash and model_type in _OVERRULED else stated or own
+    return kind if kind in _DEFAULTS else None
+
+
 def as_transformers_reads(
     raw: dict[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """tokenizer.json and tokenizer_config.json after what the tokenizer class does to them."""
-    kind = _class(raw, settings, config)
+    kind = rebuilding_class(raw, settings, config)
     if kind is None:
         return raw, settings
     settings = {**_DEFAULTS[kind], **settings}
@@ -96,25 +115,6 @@ def content(token: Any) -> str | None:
     """A token's text; configurations spell it as a string or as an object."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
-
-
-def _class(
-    raw: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]
-) -> str | None:
-    """The class that rebuilds the pipeline; None where the file is taken as it is."""
-    stated = settings.get("tokenizer_class") or config.get("tokenizer_class")
-    stated = stated.removesuffix("Fast") if isinstance(stated, str) else None
-    model_type = config.get("model_type")
-    own = _CLASSES.get(model_type) if isinstance(model_type, str) else None
-    if stated == "LlamaTokenizer" and model_type not in _OVERRULED:
-        parts = json.dumps([raw.get("pre_tokenizer"), raw.get("decoder")])
-        if '"ByteLevel"' in parts:  # llama 3 calls itself LlamaTokenizer too
-            return None
-    if own == "TokenizersBackend":
-        return None
-    clash = own is not None and stated is not None and own != stated
-    kind = own if clash and model_type in _OVERRULED else stated or own
-    return kind if kind in _DEFAULTS else None
 
 
 # --- the pipelines

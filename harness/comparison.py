@@ -170,12 +170,12 @@ def site_result(comparison: Comparison, name: str, kinds: Sequence[str]) -> Chec
         blocks = sorted({d.site.block for d in failed if d.site.block is not None})
         measures["failed_blocks"] = blocks
         return CheckResult(name, FAIL, divergence.message, measures, divergence=divergence)
-    parts = [f"{mode} at most {ratio:.1f}" for mode, ratio in worst.items() if ratio is not None]
-    reason = f"{measures['sites']} sites on {measures['probes']} probes, " + ", ".join(parts)
+    parts = [f"{ratio:.1f} {mode}" for mode, ratio in worst.items() if ratio is not None]
+    reason = f"{measures['sites']} sites x {measures['probes']} probes; at most "
     if not all(comparison.evidence(o.probe).has_oracle for o in observations):
         why = "no oracle (PyTorch or a golden): only the distance to the reference is known"
         return CheckResult(name, INCONCLUSIVE, why, measures)
-    return CheckResult(name, PASS, f"{reason} times the noise", measures)
+    return CheckResult(name, PASS, f"{reason}{', '.join(parts)} x noise", measures)
 
 
 MODES = (ISOLATED, PROPAGATED)

@@ -79,7 +79,7 @@ def qwen_windows(config: Config) -> list[int | None]:
 # Small enough for a test; odd where a fault would otherwise hide (see docs/ARCHITECTURE.md).
 TINY = {
     "vocab_size": 131,
-    "hidden_size": 60,
+    "hidden_size": 72,
     "intermediate_size": 84,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,

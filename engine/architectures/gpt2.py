@@ -75,6 +75,7 @@ _BASE = {
     "n_head": 4,
     "n_layer": 3,
     "n_positions": 256,
+    "n_ctx": 256,
     "layer_norm_epsilon": 1e-4,
     "bos_token_id": 1,
     "eos_token_id": 2,

@@ -52,6 +52,7 @@ class MLXLMBackend:
                 "pip install 'mlx-parity[reference]'"
             ) from None
         self._files, self.dtype, self.device = files, dtype, device
+        self._classes = mlx_lm.utils._get_classes
         with _folder(files) as folder:
             try:
                 self.model, _ = mlx_lm.utils.load_model(folder)
@@ -104,15 +105,16 @@ class MLXLMBackend:
         mlx-lm reads some families in one form only.
         """
         tensors = {name: as_mlx(value) for name, value in reference.items()}
+        short = {k.partition(".")[2] if k.count(".") > 1 else k: v for k, v in tensors.items()}
         mine = set(self.weights())
-        clean = self.model.sanitize if hasattr(self.model, "sanitize") else dict
-        found = clean(dict(tensors))
-        if set(found) != mine:
-            short = {k.partition(".")[2] if k.count(".") > 1 else k: v for k, v in tensors.items()}
-            other = clean(short)
-            if len(mine - set(other)) < len(mine - set(found)):
-                return other
-        return found
+        found = [self._clean(dict(names)) for names in (tensors, short)]
+        return min(found, key=lambda names: len(mine.symmetric_difference(names)))
+
+    def _clean(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """`sanitize` of a fresh model, because some families change themselves in it."""
+        kind, arguments = self._classes(dict(self._files.config))
+        fresh = kind(arguments.from_dict(dict(self._files.config)))
+        return fresh.sanitize(tensors) if hasattr(fresh, "sanitize") else tensors
 
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
         from mlx_lm.tokenizer_utils import load as load_tokenizer

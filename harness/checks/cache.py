@@ -33,7 +33,7 @@ def run(comparison: Comparison) -> CheckResult:
         if verdict == FAIL:
             return _fails(name, probe, site, plan, chunks, actual, error, noise, allowed, evidence)
     verdict = PASS if evidence.has_oracle else INCONCLUSIVE
-    reason = f"{len(measures)} ways of feeding, at most {worst:.1f} times the noise"
+    reason = f"{len(measures)} ways of feeding; at most {worst:.1f} x noise"
     return CheckResult(name, verdict, reason, measures)
 
 

@@ -1,0 +1,55 @@
+"""Small random models of every family the engine has, written to disk as transformers writes them.
+
+Found by scanning engine/architectures: a new family is tested with no change here. Weights are
+random, but made to expose faults: gains away from one, biases not zero, peaked attention.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.architectures import architecture, supported
+
+
+def variants() -> list[tuple[str, str]]:
+    """(model_type, variant) of every fault-exposing configuration."""
+    return [(family, name) for family in supported() for name in architecture(family).TINY]
+
+
+def config_of(family: str, variant: str) -> dict[str, Any]:
+    """The transformers configuration of one variant."""
+    return dict(architecture(family).TINY[variant])
+
+
+def write_model(folder: Path, config: dict[str, Any], dtype: str = "float32", seed: int = 0) -> Path:
+    """Make a random model of a configuration and save it in `folder`, config.json as given."""
+    import torch
+    import transformers
+
+    raw = {key: value for key, value in config.items() if key != "model_type"}
+    parsed = transformers.AutoConfig.for_model(config["model_type"], **json.loads(json.dumps(raw)))
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(parsed, attn_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread_out(name, parameter, torch)
+    model = model.to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def spread_out(name: str, parameter: Any, torch: Any) -> None:
+    """Fill one parameter in place: where a default would hide a fault, something else."""
+    if name.endswith("bias"):
+        parameter.normal_(0, 0.2)
+    elif parameter.ndim == 1:  # a norm's gain, around whatever the family starts from
+        parameter.add_(torch.empty_like(parameter).uniform_(-0.4, 0.4))
+    elif "embed" in name or "wte" in name or "wpe" in name:
+        parameter.normal_(0, 0.6)
+    elif "q_proj" in name or "k_proj" in name or "c_attn" in name:
+        parameter.normal_(0, 2.0 / parameter.shape[-1] ** 0.5)
+    else:
+        parameter.normal_(0, 1.0 / min(parameter.shape) ** 0.5)
