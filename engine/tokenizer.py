@@ -84,12 +84,17 @@ class StreamDecoder:
         self._ids: list[int] = []  # the last ids given out, then those held back
         self._given = 0  # how many of them were given out
         self._text = ""  # their text
+        self._in_bytes = False  # whether the last text came from byte tokens
 
     def add(self, id: int) -> str:
         """The text that is certain now; '' while a character is incomplete."""
         self._ids.append(int(id))
         if _BYTE.fullmatch(self._token(self._ids[-1]) or ""):
+            self._in_bytes = True
             return ""
+        if self._in_bytes and not self._decode(self._ids[-1:]):
+            return ""  # a token without text does not end the run
+        self._in_bytes = False
         text = self._decode(self._ids)
         if text.endswith("\ufffd") or not text.startswith(self._text):
             return ""

@@ -19,7 +19,7 @@ _NAMED = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "
 _END = "<|endoftext|>"
 
 # Special tokens of the classes that rebuild, where the configuration does not name them.
-_DEFAULTS: dict[str, dict[str, str]] = {
+_DEFAULTS: dict[str, dict[str, str | None]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GemmaTokenizer": {
         "unk_token": "<unk>",
@@ -28,7 +28,12 @@ _DEFAULTS: dict[str, dict[str, str]] = {
         "pad_token": "<pad>",
         "mask_token": "<mask>",
     },
-    "GPT2Tokenizer": {"unk_token": _END, "bos_token": _END, "eos_token": _END},
+    "GPT2Tokenizer": {
+        "unk_token": _END,
+        "bos_token": _END,
+        "eos_token": _END,
+        "pad_token": None,
+    },
     "Qwen2Tokenizer": {"unk_token": _END, "eos_token": _END, "pad_token": _END},
 }
 
@@ -68,9 +73,11 @@ def as_transformers_reads(
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """tokenizer.json and tokenizer_config.json after what the tokenizer class does to them."""
     kind = rebuilding_class(raw, settings, config)
+    padding = raw.get("padding") or {}
+    defaults = {"pad_token": padding.get("pad_token"), **_DEFAULTS.get(kind or "", {})}
+    settings = {**defaults, **settings}
     if kind is None:
         return raw, settings
-    settings = {**_DEFAULTS[kind], **settings}
     model = raw.get("model") or {}
     vocab = model.get("vocab") or {}
     if isinstance(vocab, list):  # Unigram: [piece, score] in the order of the ids

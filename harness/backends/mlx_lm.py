@@ -57,7 +57,7 @@ class MLXLMBackend:
             try:
                 self.model, _ = mlx_lm.utils.load_model(folder)
             except Exception as error:  # mlx-lm raises nearly anything for a model it cannot load
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 kind = UnsupportedArchitecture if "not supported" in reason else CorruptWeights
                 raise kind(f"mlx-lm cannot load {files.folder}: {reason}") from None
         self.model.set_dtype(DTYPES[dtype])

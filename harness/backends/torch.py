@@ -22,6 +22,7 @@ from . import Observe, Request, rows
 from ._code import code_of
 
 DTYPES = ("float32", "bfloat16", "float16")
+SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
 
 
 def load(request: Request) -> TorchBackend:
@@ -69,6 +70,7 @@ class TorchBackend:
         self._layers_path, self._layers = _blocks(self._model)
         self._paths = {module: path for path, module in self._model.named_modules()}
         self._norm = _last_norm(self._model, self._layers_path)
+        self._small = sum(p.numel() for p in self._model.parameters()) < SMALL
 
     def oracle(self) -> TorchBackend:
         """The same weights in float64, all islands lifted."""
@@ -152,12 +154,21 @@ class TorchBackend:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
-        """No gradients, float32 islands lifted for the oracle, and no state of earlier inputs."""
-        with self._torch.inference_mode(), self._context():
+        """No gradients, float32 islands lifted for the oracle, and no state of earlier inputs.
+
+        A small model runs on one thread: that is quicker, and the same on any number of cores.
+        """
+        torch, threads = self._torch, self._torch.get_num_threads()
+        with contextlib.ExitStack() as stack:
+            if self._small:
+                torch.set_num_threads(1)
+                stack.callback(torch.set_num_threads, threads)
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(self._context())
             rotary = getattr(self._model.config, "rope_parameters", None) or {}
             if "dynamic" in str(rotary.get("rope_type", "")):
                 # transformers keeps the base of the longest sequence seen until a short one comes.
-                self._model(self._torch.tensor([[0]]), use_cache=False)
+                self._model(torch.tensor([[0]]), use_cache=False)
             yield
 
     @contextlib.contextmanager

@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import EngineError
-from engine.files import ModelFiles, find_model
+from engine.files import ModelFiles, find_model, golden_roots
 from engine.weights import read_weights
 
 from .. import environment
@@ -264,10 +263,8 @@ def _find(files: ModelFiles, dtype: str, reference: str) -> tuple[dict[str, Any]
 
 
 def _folders(files: ModelFiles) -> Iterator[Path]:
-    """Golden folders: ./golden, the one the model lies in, the installed package's data."""
-    installed = Path(sysconfig.get_path("data")) / "share" / "mlx-parity" / "golden"
-    source = Path(__file__).parents[2] / "golden"
-    candidates = [Path("golden"), files.folder.parent.parent, installed, source]
+    """Golden folders: the one the model lies in, then those models are looked up in."""
+    candidates = [files.folder.parent.parent, *(root.parent for root in golden_roots())]
     seen = set()
     for folder in candidates:
         if folder.resolve() not in seen and (folder / "MANIFEST.json").exists():

@@ -63,7 +63,7 @@ def message(error: type[EngineError], *paths: Path, index: dict[str, str] | None
 class TestRoundTrip:
     @pytest.mark.parametrize("suffix", FORMATS)
     @settings(
-        deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(tensors=st.dictionaries(NAMES, arrays(), max_size=4))
     def test_any_tensors(self, tmp_path, suffix, tensors):
@@ -236,7 +236,7 @@ class TestSafetensors:
         assert "BF16" in text
 
     @settings(
-        deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(data=st.data())
     def test_every_cut_is_found(self, tmp_path, data):
@@ -299,7 +299,7 @@ class TestNpz:
         assert "again" in text
 
     @settings(
-        deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(data=st.data())
     def test_every_cut_is_found(self, tmp_path, data):

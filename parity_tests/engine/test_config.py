@@ -1,0 +1,102 @@
+"""Both spellings of a configuration mean the same; what cannot be read is one clear line."""
+
+from __future__ import annotations
+
+import pytest
+from families import config_of, variants
+
+from engine.architectures import decoder_spec, supported
+from engine.config import Config
+from engine.errors import InvalidConfig, UnsupportedArchitecture
+
+
+def respelt(config: dict) -> dict:
+    """The same configuration as transformers 5 writes it."""
+    new = {k: v for k, v in config.items() if not k.startswith("rope_")}
+    scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
+    if "rope_local_base_freq" in config:
+        new["rope_parameters"] = {
+            "full_attention": {**scaling, "rope_theta": config["rope_theta"]},
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": config["rope_local_base_freq"],
+            },
+        }
+    elif "rope_theta" in config:
+        new["rope_parameters"] = {**scaling, "rope_theta": config["rope_theta"]}
+    return new
+
+
+@pytest.mark.parametrize(("family", "variant"), variants())
+def test_both_spellings_mean_the_same(family, variant):
+    config = config_of(family, variant)
+    assert decoder_spec(Config(config)) == decoder_spec(Config(respelt(config)))
+
+
+@pytest.mark.parametrize(("family", "variant"), variants())
+def test_transformers_reads_the_new_spelling_alike(family, variant):
+    """The respelling used above is transformers' own: it normalises both to one form."""
+    import transformers
+
+    old, new = config_of(family, variant), respelt(config_of(family, variant))
+    kind = old.pop("model_type")
+    new.pop("model_type")
+    parsed = [transformers.AutoConfig.for_model(kind, **raw).to_dict() for raw in (old, new)]
+    assert parsed[0].get("rope_parameters") == parsed[1].get("rope_parameters")
+
+
+def test_every_changed_rotary_number_changes_the_spec():
+    config = config_of("llama", "llama3")
+    base = decoder_spec(Config(config))
+    for key in ("factor", "low_freq_factor", "original_max_position_embeddings"):
+        scaling = {**config["rope_scaling"], key: config["rope_scaling"][key] * 2}
+        assert decoder_spec(Config({**config, "rope_scaling": scaling})) != base
+
+
+def test_older_key_type_is_rope_type():
+    config = config_of("llama", "linear")
+    old = {**config, "rope_scaling": {"type": "linear", "factor": 2.5}}
+    assert decoder_spec(Config(old)) == decoder_spec(Config(config))
+
+
+def test_unsupported_model_type_lists_the_nearest_first():
+    with pytest.raises(UnsupportedArchitecture) as caught:
+        decoder_spec(Config({"model_type": "qwen4"}, "somewhere/config.json"))
+    message = str(caught.value)
+    assert "'qwen4'" in message and "somewhere/config.json" in message
+    listed = message.partition("the engine has ")[2]
+    assert listed.startswith("qwen") and all(name in listed for name in supported())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": None}, "model_type is missing in x/config.json"),
+        ({"hidden_size": None}, "hidden_size is missing in x/config.json"),
+        ({"hidden_size": "72"}, "hidden_size is '72' in x/config.json"),
+        ({"hidden_size": 0}, "hidden_size is 0 in x/config.json"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "lacks 'factor'"),
+    ],
+)
+def test_wrong_values_are_named_with_their_place(changes, words):
+    with pytest.raises(InvalidConfig) as caught:
+        decoder_spec(Config({**config_of("llama", "tied"), **changes}, "x/config.json"))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("llama", {"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "'spiral'"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "twist": 1}}, "'twist'"),
+        ("llama", {"hidden_act": "sine"}, "'sine'"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ],
+)
+def test_settings_without_a_field_are_refused_not_ignored(family, changes, words):
+    from engine.decoder import Decoder
+
+    variant = next(v for f, v in variants() if f == family)
+    with pytest.raises(UnsupportedArchitecture) as caught:
+        Decoder(decoder_spec(Config({**config_of(family, variant), **changes}, "x/config.json")))
+    assert words in str(caught.value)
