@@ -10,7 +10,6 @@ import typer
 
 app = typer.Typer(
     help="Run language models on Apple MLX.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )

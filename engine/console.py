@@ -19,22 +19,19 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
     traceback is shown. A missing optional library is explained the same way.
     """
     import typer
-    from typer import _click as click  # typer carries its own
+    from typer.exceptions import TyperException
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    arguments = [a for a in arguments if a != "--debug"] or ["--help"]
     try:
         result = typer.main.get_command(app).main(arguments, name, standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except (click.exceptions.Exit, typer.Exit) as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.exceptions.NoArgsIsHelpError as wanted:
-        print(wanted.format_message())
-        return BAD_INPUT
-    except click.ClickException as error:
-        message = error.format_message()
-    except (click.Abort, KeyboardInterrupt):
+    except TyperException as error:
+        message = error.format_message()  # a wrong option
+    except (typer.Abort, KeyboardInterrupt):
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:

@@ -12,11 +12,10 @@ from engine.errors import EngineError
 
 app = typer.Typer(
     help="Prove that an MLX implementation of a language model computes what the original does.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-golden = typer.Typer(help="Record and verify golden traces.", no_args_is_help=True)
+golden = typer.Typer(help="Record and verify golden traces.")
 app.add_typer(golden, name="golden")
 
 ModelOption = Annotated[

@@ -86,7 +86,7 @@ def load_reference(name: str, files: ModelFiles, dtype: str) -> Reference:
         from .golden.store import GoldenReference
 
         return GoldenReference(files, dtype, name.partition(":")[2])
-    twin = load_backend(name, Request(files, dtype))
+    twin = load_backend(name, Request(files, dtype), others=["golden"])
     return LiveReference(files, twin, _truth(name, twin, files, dtype))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .types import FAIL, ISOLATED, PROPAGATED, CheckResult, SiteDiff
 
@@ -16,13 +16,13 @@ def diagnose(checks: Sequence[CheckResult], sites: Sequence[SiteDiff]) -> str | 
     off = [d for d in sites if d.verdict == FAIL and d.judged]
     isolated = {d.site.block for d in off if d.mode == ISOLATED and d.site.kind == "block"}
     blocks = {d.site.block for d in sites if d.site.kind == "block" and d.mode == ISOLATED}
-    late = min((d.token for d in off if d.mode == ISOLATED and d.token is not None), default=0)
+    late = _same_token(d for d in off if d.mode == ISOLATED and d.site.kind == "block")
 
     if "weights" in by:
         return f"a parameter is not the reference's: {by['weights'].reason}"
     if any(d.site.kind == "embedding" for d in off):
         return "what enters block 0 is off: embedding, its scale, positions, or the tokens"
-    if isolated and late > 0:
+    if isolated and late is not None:
         where = _blocks(isolated)
         return f"{where} right up to token {late} and off from there: mask, window or rotary scaling"
     if len(blocks) > 1 and isolated == blocks:
@@ -38,6 +38,16 @@ def diagnose(checks: Sequence[CheckResult], sites: Sequence[SiteDiff]) -> str | 
     if any(d.mode == PROPAGATED for d in off):
         return "every part is right on its own, and errors grow on the way faster than they should"
     return None
+
+
+def _same_token(diffs: Iterable[SiteDiff]) -> int | None:
+    """The token at which every failing probe goes wrong, where it is one and the same.
+
+    The first two tokens say nothing: a wrong scale cannot show before there are two to attend to.
+    """
+    tokens = [d.token for d in diffs]
+    same = len(tokens) > 1 and len(set(tokens)) == 1 and tokens[0] is not None and tokens[0] > 1
+    return tokens[0] if same else None
 
 
 def _blocks(found: set[int | None]) -> str:

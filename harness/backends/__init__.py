@@ -92,13 +92,14 @@ def available() -> list[str]:
     return sorted(name.replace("_", "-") for name in names if not name.startswith("_"))
 
 
-def load_backend(name: str, request: Request) -> Backend:
-    """Load a side by its name; BadOption lists the names there are."""
+def load_backend(name: str, request: Request, others: Sequence[str] = ()) -> Backend:
+    """Load a side by its name; BadOption lists the names there are, and `others` with them."""
     head, _, argument = name.partition(":")
     if head not in available():
-        near = difflib.get_close_matches(head, available(), n=1)
+        known = sorted([*available(), *others])
+        near = difflib.get_close_matches(head, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise BadOption(f"backend {name!r}: {hint}there are {', '.join(available())}")
+        raise BadOption(f"backend {name!r}: {hint}there are {', '.join(known)}")
     module = importlib.import_module(f"{__name__}.{head.replace('-', '_')}")
     return module.load(Request(request.files, request.dtype, request.device, argument))
 

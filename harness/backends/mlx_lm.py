@@ -8,6 +8,7 @@ computation changes, and no family is known by name.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import tempfile
@@ -112,8 +113,9 @@ class MLXLMBackend:
 
     def _clean(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """`sanitize` of a fresh model, because some families change themselves in it."""
-        kind, arguments = self._classes(dict(self._files.config))
-        fresh = kind(arguments.from_dict(dict(self._files.config)))
+        config = copy.deepcopy(dict(self._files.config))
+        kind, arguments = self._classes(config)
+        fresh = kind(arguments.from_dict(config))
         return fresh.sanitize(tensors) if hasattr(fresh, "sanitize") else tensors
 
     def tokens(self, texts: Sequence[str]) -> TokenFacts:

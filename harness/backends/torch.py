@@ -8,6 +8,7 @@ the fused kernels approximate. Remote code and pickled weights are never loaded.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -333,7 +334,7 @@ def to_torch(torch: Any, array: Any) -> Any:
 
 
 def _config(transformers: Any, files: Any) -> Any:
-    raw = dict(files.config)
+    raw = copy.deepcopy(dict(files.config))  # transformers writes into nested settings
     try:
         return transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     except Exception as error:  # validation errors of many kinds

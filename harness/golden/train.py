@@ -48,21 +48,20 @@ THREADS = 2  # sums depend on how work is split, so the count is part of the rec
 REPORT_EVERY = 100  # steps between two printed lines
 
 # Modules that Python 3.11, 3.12 and 3.13 all have; a held-out file is never trained on.
-TRAIN_FILES = tuple(
-    """
-    _collections_abc abc argparse ast asyncio/base_events asyncio/events asyncio/futures
-    asyncio/locks asyncio/queues asyncio/streams asyncio/tasks base64 bdb bisect calendar cmd code
-    codecs collections/__init__ compileall concurrent/futures/_base concurrent/futures/process
-    configparser contextlib copy csv dataclasses difflib email/feedparser email/header
-    email/message enum filecmp fileinput fractions ftplib functools getopt gettext glob graphlib
-    gzip hashlib heapq html/parser http/client http/cookies http/server imaplib ipaddress
-    json/decoder json/encoder linecache logging/__init__ logging/config mailbox numbers operator
-    optparse pickle pkgutil plistlib poplib pprint queue random sched selectors shelve shutil
-    socketserver statistics string subprocess tempfile textwrap threading timeit tokenize
-    traceback types unittest/case unittest/loader unittest/suite urllib/parse urllib/robotparser
-    uuid warnings wave weakref xml/dom/minidom zipapp
-    """.split()
-)
+_TRAIN_FILES = """
+_collections_abc abc argparse ast asyncio/base_events asyncio/events asyncio/futures
+asyncio/locks asyncio/queues asyncio/streams asyncio/tasks base64 bdb bisect calendar cmd code
+codecs collections/__init__ compileall concurrent/futures/_base concurrent/futures/process
+configparser contextlib copy csv dataclasses difflib email/feedparser email/header
+email/message enum filecmp fileinput fractions ftplib functools getopt gettext glob graphlib
+gzip hashlib heapq html/parser http/client http/cookies http/server imaplib ipaddress
+json/decoder json/encoder linecache logging/__init__ logging/config mailbox numbers operator
+optparse pickle pkgutil plistlib poplib pprint queue random sched selectors shelve shutil
+socketserver statistics string subprocess tempfile textwrap threading timeit tokenize
+traceback types unittest/case unittest/loader unittest/suite urllib/parse urllib/robotparser
+uuid warnings wave weakref xml/dom/minidom zipapp
+"""
+TRAIN_FILES = tuple(_TRAIN_FILES.split())
 HELD_OUT_FILES = ("cProfile", "fnmatch", "json/tool", "netrc", "quopri", "reprlib", "shlex")
 
 
@@ -547,7 +546,9 @@ def _write(folder: Path, recipe: Recipe, tokenizer: Tokenizer, weights: dict[str
     _write_json(folder / "generation_config.json", generation)
     tokenizer.save(str(folder / "tokenizer.json"))
     if recipe.weights == "npz":
-        _write_npz(folder / "model.npz", weights, (folder / "config.json").read_bytes())
+        # Names as gpt2 has on the Hub, without the base model's prefix: mlx-lm reads only those.
+        bare = {name.removeprefix("transformer."): array for name, array in weights.items()}
+        _write_npz(folder / "model.npz", bare, (folder / "config.json").read_bytes())
     else:
         from safetensors.numpy import save
 
