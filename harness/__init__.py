@@ -16,7 +16,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 __version__ = "0.1.0"
 
 _HOME = {
-    "compare": "compare",
+    "compare": "judge",
     "Verdict": "types",
     "CheckResult": "types",
     "SiteDiff": "types",
@@ -29,6 +29,4 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value  # `compare` the function, not the module of the same name
-    return value
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

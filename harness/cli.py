@@ -66,7 +66,7 @@ def compare(
         raise BadOption(f"--json {json}: the folder {json.parent} does not exist")
     verdict = Verdict(model, candidate, reference or "", dtype, device or "")
     try:
-        from .compare import compare as judge
+        from .judge import compare as judge
 
         names = [name.strip() for name in checks.split(",")] if checks else None
         with _progress() as progress:

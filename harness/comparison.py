@@ -167,8 +167,9 @@ def site_result(comparison: Comparison, name: str, kinds: Sequence[str]) -> Chec
     failed = [d for d in diffs if d.verdict == FAIL]
     if failed:
         divergence = describe(comparison, name, first(failed))
-        blocks = sorted({d.site.block for d in failed if d.site.block is not None})
-        measures["failed_blocks"] = blocks
+        mode = first(failed).mode
+        blocks = {d.site.block for d in failed if d.mode == mode and d.site.block is not None}
+        measures["failed_blocks"] = sorted(blocks)
         return CheckResult(name, FAIL, divergence.message, measures, divergence=divergence)
     parts = [f"{ratio:.1f} {mode}" for mode, ratio in worst.items() if ratio is not None]
     reason = f"{measures['sites']} sites x {measures['probes']} probes; at most "

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.files import ModelFiles
+from engine.tokenizer import check_fits
+from engine.weights import read_weights
 
 from .backends import Backend
 from .metrics import position_rms, relative_error
@@ -61,13 +63,18 @@ class LiveReference:
     def _facts(self) -> TokenFacts | None:
         if not has_tokenizer(self._files):
             return None
-        return self._twin.tokens(list(TEXTS.values()))
+        facts = self._twin.tokens(list(TEXTS.values()))
+        if facts is not None:
+            check_fits(facts, facts.rows, self._files.folder)
+        return facts
 
     def tokens(self) -> TokenFacts | None:
         return self._facts
 
     def weights(self) -> Mapping[str, Any]:
-        return self._twin.weights() or {}
+        """By the checkpoint's own names: as the twin has them, or as they stand in the file."""
+        found = self._twin.checkpoint()
+        return read_weights(self._files) if found is None else found
 
     @cached_property
     def probes(self) -> list[Probe]:

@@ -73,6 +73,10 @@ class Backend(Protocol):
         """Every parameter as loaded, by the backend's own names; values are numpy-convertible."""
         ...
 
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        """Every parameter by the checkpoint's own names; None where the backend renames them."""
+        ...
+
     def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The reference's parameters after this backend's declared renames, splits, transposes."""
         ...

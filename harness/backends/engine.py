@@ -84,6 +84,9 @@ class EngineBackend:
     def weights(self) -> Mapping[str, Any]:
         return weights_of(self.model.decoder)
 
+    def checkpoint(self) -> None:
+        return None
+
     def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
         tensors = {name: as_mlx(value) for name, value in reference.items()}
         return arrange(tensors, self.model.spec, self.model.decoder.shapes(), "the reference")

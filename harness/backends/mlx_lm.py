@@ -99,6 +99,9 @@ class MLXLMBackend:
     def weights(self) -> Mapping[str, Any]:
         return weights_of(self.model)
 
+    def checkpoint(self) -> None:
+        return None
+
     def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
         """mlx-lm's own clean-up of the reference's parameters.
 

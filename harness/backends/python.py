@@ -100,6 +100,9 @@ class PythonBackend:
     def weights(self) -> Mapping[str, Any] | None:
         return None
 
+    def checkpoint(self) -> None:
+        return None
+
     def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any] | None:
         return None
 

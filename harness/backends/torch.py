@@ -27,10 +27,13 @@ SMALL = 20_000_000  # parameters; below, starting threads costs more than they s
 
 
 def load(request: Request) -> TorchBackend:
-    """Load the twin at the requested dtype. Raises ReferenceUnavailable without torch."""
+    """Load the twin at the requested dtype; `torch:sdpa` takes another attention than eager.
+
+    Raises ReferenceUnavailable without torch.
+    """
     if request.device not in (None, "cpu"):
         raise BackendUnavailable(f"backend torch on device {request.device!r}: it runs on cpu here")
-    return TorchBackend(request.files, request.dtype)
+    return TorchBackend(request.files, request.dtype, request.argument or "eager")
 
 
 def _import() -> tuple[Any, Any]:
@@ -59,14 +62,21 @@ class TorchBackend:
     device = "cpu"
     limits: Mapping[str, str] = {}
 
-    def __init__(self, files: Any, dtype: str, *, lifts: TorchBackend | None = None) -> None:
+    def __init__(
+        self,
+        files: Any,
+        dtype: str,
+        attention: str = "eager",
+        *,
+        lifts: TorchBackend | None = None,
+    ) -> None:
         """`lifts` makes this the oracle of a model already loaded."""
         torch, transformers = _import()
         if dtype not in DTYPES:
             raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         self._torch, self._files, self.dtype = torch, files, dtype
         self._context = contextlib.nullcontext if lifts is None else lifted
-        self._model = _load(torch, transformers, files, dtype) if lifts is None else _lift(lifts)
+        self._model = _lift(lifts) if lifts else _load(files, dtype, attention)
         self._model.eval().requires_grad_(False)
         self._layers_path, self._layers = _blocks(self._model)
         self._paths = {module: path for path, module in self._model.named_modules()}
@@ -126,6 +136,9 @@ class TorchBackend:
     def weights(self) -> Mapping[str, Any]:
         """Parameters by transformers names, tied ones once."""
         return dict(self._model.named_parameters())
+
+    def checkpoint(self) -> Mapping[str, Any]:
+        return self.weights()
 
     def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
         return reference
@@ -272,8 +285,11 @@ def lifted() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-def _load(torch: Any, transformers: Any, files: Any, dtype: str) -> Any:
+def _load(files: Any, dtype: str, attention: str) -> Any:
     """The model as transformers loads it, from tensors of either format."""
+    import torch
+    import transformers
+
     config = _config(transformers, files)
     mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in mapping:
@@ -285,7 +301,7 @@ def _load(torch: Any, transformers: Any, files: Any, dtype: str) -> Any:
         config=config,
         state_dict=_state(torch, files),
         dtype=getattr(torch, dtype),
-        attn_implementation="eager",
+        attn_implementation=attention,
         output_loading_info=True,
     )
     if wrong := sorted(report["missing_keys"]) or sorted(report["mismatched_keys"]):

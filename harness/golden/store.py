@@ -113,7 +113,7 @@ def record(
 
     An interrupted recording leaves the old golden as it was.
     """
-    from ..compare import load_reference
+    from ..judge import load_reference
 
     files = find_model(model, revision)
     live: Any = load_reference(reference, files, dtype)
