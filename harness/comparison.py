@@ -140,7 +140,7 @@ class Comparison:
         noise = effective_noise(evidence.noise[mode][site], self.dtype)
         allowed = limit(mode, self.dtype)
         error = relative_error(actual, expected)
-        ratio, verdict = judge(error, noise, allowed)
+        ratio, verdict = judge(error, noise, allowed, evidence.has_oracle)
         note = token = None
         if actual.shape != expected.shape:
             note = f"shape {actual.shape}, the reference has {expected.shape}"

@@ -7,10 +7,11 @@ beside it, and docs/METHOD.md shows the measurement.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .metrics import FLOOR
-from .types import FAIL, ISOLATED, PASS, PROPAGATED
+from .types import FAIL, INCONCLUSIVE, ISOLATED, PASS, PROPAGATED
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,14 @@ def effective_noise(noise: float, dtype: str) -> float:
     return max(noise, FLOOR[dtype])
 
 
-def judge(error: float, noise: float, allowed: float) -> tuple[float, str]:
-    """Ratio and verdict of one site. NaN never passes."""
+def judge(
+    error: float, noise: float, allowed: float, has_oracle: bool = True
+) -> tuple[float, str]:
+    """Ratio and verdict of one site. NaN never passes.
+
+    Without an oracle the noise is not known, so that only what is not finite can be judged.
+    """
     ratio = error / noise
+    if not has_oracle and math.isfinite(ratio):
+        return ratio, INCONCLUSIVE
     return ratio, PASS if ratio <= allowed else FAIL

@@ -27,7 +27,7 @@ def run(comparison: Comparison) -> CheckResult:
     for plan, chunks in plans(probe, comparison.window).items():
         actual = comparison.candidate.forward(probe.tokens, chunks=chunks)
         error = relative_error(actual, evidence.logits)
-        ratio, verdict = judge(error, noise, allowed)
+        ratio, verdict = judge(error, noise, allowed, evidence.has_oracle)
         measures[plan] = {"chunks": chunks, "error": error, "noise": noise, "ratio": ratio}
         worst = max(worst, ratio)
         if verdict == FAIL:
