@@ -31,11 +31,14 @@ def generate(
     revision: Revision = None,
 ) -> None:
     """Continue a prompt greedily, streaming the text; figures go to stderr."""
+    from .errors import InvalidPrompt
     from .generate import Timing
     from .generate import generate as tokens
     from .model import load
     from .runtime import peak_memory, use_device
 
+    if not prompt:
+        raise InvalidPrompt("--prompt is empty: give a text to continue")
     used = use_device(device)
     loaded = load(model, dtype=dtype, revision=revision)
     tokenizer = loaded.tokenizer

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-
-from engine.errors import EngineError
 
 app = typer.Typer(
     help="Prove that an MLX implementation of a language model computes what the original does.",
@@ -60,7 +60,7 @@ def compare(
 ) -> int:
     """Compare a candidate with a reference: weights, tokens, blocks, logits, greedy, cache."""
     from .errors import BadOption
-    from .types import Verdict
+    from .types import ERROR, Verdict
 
     if json is not None and not json.parent.is_dir():
         raise BadOption(f"--json {json}: the folder {json.parent} does not exist")
@@ -82,8 +82,8 @@ def compare(
                 progress=progress,
                 into=verdict,
             )
-    except EngineError as error:
-        verdict.error = str(error)
+    except Exception as error:
+        verdict.error = str(error) or type(error).__name__
         raise
     finally:
         if json is not None and (verdict.error or verdict.checks):
@@ -91,6 +91,9 @@ def compare(
     from .report.terminal import show
 
     show(verdict, _console())
+    for check in verdict.checks:
+        if check.verdict == ERROR:
+            print(f"harness: {check.reason}", file=sys.stderr)
     return verdict.exit_status
 
 
@@ -124,31 +127,23 @@ def verify(
         print(f"ok  {entry}")
 
 
-class _progress:
-    """A bar on stderr for what takes longer than a second; nothing where nobody looks."""
+@contextlib.contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on stderr that goes when the work is done; nothing where nobody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    def __enter__(self) -> Any:
-        import time
+    columns = SpinnerColumn(), BarColumn(30), TextColumn("{task.description}")
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
 
-        self._bar, self._task, self._begin = None, None, time.monotonic()
-        return self._advance if sys.stderr.isatty() else None
+        def advance(done: int, total: int | None, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _advance(self, done: int, total: int, what: str) -> None:
-        import time
-
-        if self._bar is None and time.monotonic() - self._begin > 1:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(what, total=total)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, description=what)
+        yield advance
 
 
 def _console() -> Any:

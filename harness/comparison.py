@@ -50,7 +50,7 @@ class Comparison:
         reference: Reference,
         candidate: Backend,
         probes: Sequence[Probe],
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Callable[[int, int | None, str], None] | None = None,
     ) -> None:
         self.files, self.reference, self.candidate = files, reference, candidate
         self.dtype = candidate.dtype
@@ -90,7 +90,7 @@ class Comparison:
     def observations(self) -> list[Observation]:
         """All probes, observed."""
         for done, probe in enumerate(self.probes):
-            self._progress(done, len(self.probes), probe.name)
+            self._progress(done, len(self.probes), f"probe {probe.name}, {self.dtype}")
             self.observation(probe)
         self._progress(len(self.probes), len(self.probes), "")
         return list(self._observed.values())

@@ -22,7 +22,7 @@ from .probes import read_prompts
 from .reference import LiveReference, Oracle, Reference, Truth, has_tokenizer
 from .types import Probe, Verdict
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, "int | None", str], None]
 
 
 def compare(
@@ -43,7 +43,8 @@ def compare(
     `candidate` is a backend's name or a function from token ids to logits (see
     `backends/python.py`). `reference` None means torch where it is installed, else golden. A
     `dtype` other than float32 adds its rung to the float32 one. `into` is filled as answers come,
-    so that a caller has what there is when an error ends the run. Raises EngineError for bad
+    so that a caller has what there is when an error ends the run. `progress(done, total, what)` is
+    told what goes on, total None where it is not known. Raises EngineError for bad
     input; a divergence is no error, it is in the verdict.
     """
     if dtype not in FLOOR:
@@ -56,11 +57,14 @@ def compare(
     verdict = into if into is not None else Verdict("", "", "", "", "")
     verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
     verdict.dtype = dtype
+    tell = progress or (lambda done, total, what: None)
 
     for rung in dict.fromkeys(("float32", dtype)):
         begin = time.perf_counter()
+        tell(0, None, f"loading the candidate, {rung}")
         actual = _candidate(candidate, files, rung, device)
         loaded = time.perf_counter()
+        tell(0, None, f"loading the reference, {rung}")
         expected = load_reference(reference, files, rung)
         verdict.device = actual.device
         if not verdict.environment:
@@ -71,6 +75,7 @@ def compare(
         comparison = Comparison(files, expected, actual, probes, progress)
         for name, check in questions.items():
             begin = time.perf_counter()
+            tell(0, None, f"{name}, {rung}")
             verdict.checks.append(with_dtype(check.run(comparison), rung))
             _add(verdict, name, time.perf_counter() - begin)
         if set(questions) & {"blocks", "logits", "greedy"}:

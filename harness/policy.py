@@ -27,9 +27,9 @@ LIMITS: dict[tuple[str, str], Limit] = {
     (ISOLATED, "float32"): Limit(6.0, _BENIGN),
     (ISOLATED, "bfloat16"): Limit(4.0, _BENIGN),
     (ISOLATED, "float16"): Limit(4.0, _BENIGN),
-    (PROPAGATED, "float32"): Limit(8.0, _BENIGN),
-    (PROPAGATED, "bfloat16"): Limit(8.0, _BENIGN),
-    (PROPAGATED, "float16"): Limit(8.0, _BENIGN),
+    (PROPAGATED, "float32"): Limit(6.0, _BENIGN),
+    (PROPAGATED, "bfloat16"): Limit(4.0, _BENIGN),
+    (PROPAGATED, "float16"): Limit(4.0, _BENIGN),
 }
 
 # A greedy token may differ where the margin between the two best is at most so many times the

@@ -1,0 +1,23 @@
+"""The long sweep: every variant at every dtype over several seeds, clean each time.
+
+Run with `pytest -m full`.
+"""
+
+from __future__ import annotations
+
+import pytest
+from families import config_of, variants, write_model
+from test_golden_models import summary
+
+import harness
+
+pytestmark = [pytest.mark.parity, pytest.mark.full]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("family", "variant"), variants())
+def test_clean_runs_raise_no_alarm(tmp_path, family, variant, dtype, seed):
+    model = write_model(tmp_path, config_of(family, variant), seed=seed)
+    verdict = harness.compare(model, "engine", "torch", dtype)
+    assert verdict.verdict == "pass", summary(verdict)
