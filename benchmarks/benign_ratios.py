@@ -12,14 +12,14 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "parity_tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 CANDIDATES = ("torch:sdpa", "engine")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main() -> None:
-    from families import config_of, variants, write_model
+    from parity_tests.families import config_of, variants, write_model
 
     import harness
 

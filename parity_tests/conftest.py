@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # families.py, for every suite
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ("tiny-llama", "tiny-gemma3", "tiny-gpt2")
@@ -47,7 +44,7 @@ def command(capsys):
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory):
     """`random_model(family, variant)` -> folder of a small random model, made once."""
-    from families import config_of, write_model
+    from parity_tests.families import config_of, write_model
 
     made: dict[tuple, Path] = {}
 

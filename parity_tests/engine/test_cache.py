@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from families import config_of, variants
+from parity_tests.families import config_of, variants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

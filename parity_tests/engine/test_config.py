@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from families import config_of, variants
+from parity_tests.families import config_of, variants
 
 from engine.architectures import decoder_spec, supported
 from engine.config import Config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
-from test_cache import random_decoder
+from parity_tests.engine.test_cache import random_decoder
 
 from engine.cache import make_cache
 from engine.errors import InvalidPrompt

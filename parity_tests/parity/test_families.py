@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from families import variants
-from test_golden_models import summary
+from parity_tests.families import variants
+from parity_tests.parity.test_golden_models import summary
 
 import harness
 

@@ -6,8 +6,8 @@ Run with `pytest -m full`.
 from __future__ import annotations
 
 import pytest
-from families import config_of, variants, write_model
-from test_golden_models import summary
+from parity_tests.families import config_of, variants, write_model
+from parity_tests.parity.test_golden_models import summary
 
 import harness
 
