@@ -1,4 +1,4 @@
-"""Make ./.venv and run a command in it: `python3 ci/environment.py COMMAND [ARGUMENTS ...]`.
+"""Make ./.venv and run a command in it: `python3 ci/environment.py [COMMAND [ARGUMENTS ...]]`.
 
 The first run installs this project with every extra, at the versions of constraints.txt; later runs
 find a stamp and start the command at once. Needs Python 3.11 to 3.14 and nothing else. Which build
@@ -6,7 +6,7 @@ of MLX suits the machine is chosen here; MLX_PARITY_BUILD=cpu, cuda13 or none ov
 Knows nothing of what it runs. Messages go to stderr, pip's output to .venv/install.log.
 """
 
-# Read by the machine's `python3`, whatever its age: nothing newer than Python 3.7 above main().
+# Syntax of Python 3.7 only: an older `python3` has to get as far as handing over to a newer one.
 from __future__ import annotations
 
 import contextlib
@@ -48,15 +48,18 @@ class Unusable(Exception):
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments[:1] in (["-h"], ["--help"]):
         print(__doc__.strip())
-        sys.exit(0 if arguments else 2)
+        return
     try:
         use_suitable_python()
-        with locked():
-            make_ready()
-        run(arguments)
-    except Unusable as problem:
+        if not is_ready():
+            with locked():
+                if not is_ready():  # another run may have done it while this one waited
+                    make_ready()
+        if arguments:
+            run(arguments)
+    except (Unusable, OSError) as problem:
         say(str(problem))
         sys.exit(2)
     except KeyboardInterrupt:
@@ -91,7 +94,9 @@ def suitable(version: tuple[int, ...]) -> bool:
 
 def can_make_venv(python: str) -> bool:
     """Whether it runs, has a fitting version, and has what `python -m venv` needs."""
-    code = f"import sys, venv, ensurepip; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})"
+    code = (
+        f"import sys, venv, ensurepip; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})"
+    )
     if python == sys.executable:
         try:
             import ensurepip  # noqa: F401
@@ -159,24 +164,29 @@ def machine() -> str:
 # The environment
 
 
+def is_ready() -> bool:
+    """Whether the stamp fits this tree and machine."""
+    return PYTHON.exists() and wanted().items() <= read_stamp().items()
+
+
+def wanted() -> dict[str, str]:
+    return {"root": str(ROOT), "machine": machine(), "files": digest()}
+
+
 def make_ready() -> None:
-    """Return at once if the stamp fits this tree and machine, else install."""
-    stamp = read_stamp()
-    wanted = {"root": str(ROOT), "machine": machine(), "files": digest()}
-    if PYTHON.exists() and wanted.items() <= stamp.items():
-        return
+    """Make or mend .venv, install, and write the stamp."""
     begin = time.monotonic()
-    extra = chosen_extra()
-    make_venv(moved=stamp.get("root", str(ROOT)) != str(ROOT))
-    with contextlib.suppress(FileNotFoundError):
-        STAMP.unlink()
+    stamp, extra = wanted(), chosen_extra()
+    make_venv(moved=read_stamp().get("root", str(ROOT)) != str(ROOT))
     if UNFINISHED.exists():
         say("an earlier set-up did not finish: repairing it")
         remove_half_installed()
     UNFINISHED.touch()
+    with contextlib.suppress(FileNotFoundError):
+        STAMP.unlink()
     LOG.write_text("")
     install(extra)
-    STAMP.write_text(json.dumps({**wanted, "extra": extra}) + "\n")
+    STAMP.write_text(json.dumps({**stamp, "extra": extra}) + "\n")
     UNFINISHED.unlink()
     say(f"set up in {time.monotonic() - begin:.0f} s")
 
@@ -203,16 +213,11 @@ def make_venv(moved: bool) -> None:
     names the old folder.
     """
     if PYTHON.exists() and not moved:
-        answer = ask("import sys; print(*sys.version_info[:2])")
-        if answer and not suitable(tuple(map(int, answer.split()))):
-            raise Unusable(
-                f".venv is of Python {answer.replace(' ', '.')}; 3.11 to 3.14 is needed: delete {VENV}"
-            )
-        if answer and ask("import pip; print(pip.__version__)"):
-            return
-        if answer and subprocess.run(
-            [str(PYTHON), "-m", "ensurepip"], capture_output=True
-        ).returncode == 0:
+        version = ask("import sys; print(*sys.version_info[:2], sep='.')")
+        if version and not suitable(tuple(map(int, version.split(".")))):
+            raise Unusable(f"{VENV} is of Python {version}, not 3.11 to 3.14: delete it")
+        pip = "import pip", "import ensurepip; ensurepip.bootstrap()"
+        if version and any(ask(f"{way}; print('ok')") for way in pip):
             return
     say("making .venv" + (" anew" if VENV.exists() else ""))
     done = subprocess.run(
@@ -253,12 +258,33 @@ def pip(command: str, *arguments: str) -> None:
     line = [str(PYTHON), "-m", "pip", command, "--no-input", "--disable-pip-version-check"]
     if command == "install":
         line += ["--constraint", str(CONSTRAINTS)]
-    with LOG.open("ab") as log:
-        status = subprocess.run([*line, *arguments], stdout=log, stderr=log).returncode
-    if status:
+    # close_fds: pip inherits the lock, and so holds it even when this process is killed.
+    with LOG.open("ab") as log, subprocess.Popen(
+        [*line, *arguments], stdout=log, stderr=log, close_fds=False
+    ) as process:
+        wait(process)
+    if process.returncode:
         tail = LOG.read_text(errors="replace").strip().splitlines()[-15:]
         print("\n".join("  " + text for text in tail), file=sys.stderr)
-        raise Unusable(f"pip {command} failed (above: the end of {LOG}); run the same command again")
+        raise Unusable(
+            f"pip {command} failed (above: the end of {LOG}); run the same command again"
+        )
+
+
+def wait(process: subprocess.Popen) -> None:
+    """Wait; on a terminal, show the time and what pip is at."""
+    begin, shown = time.monotonic(), sys.stderr.isatty()
+    while True:
+        try:
+            process.wait(timeout=1 if shown else None)
+            break
+        except subprocess.TimeoutExpired:
+            width = shutil.get_terminal_size().columns - 1
+            last = LOG.read_text(errors="replace").strip().splitlines()[-1:] or [""]
+            text = f"  {time.monotonic() - begin:.0f} s  {last[0].strip()}"[:width]
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def remove_half_installed() -> None:

@@ -23,8 +23,7 @@ class Cache:
     def __init__(self, window: int | None = None) -> None:
         self.window = window
         self.offset = 0
-        self._keys: mx.array | None = None
-        self._values: mx.array | None = None
+        self._keys = self._values = mx.zeros((1, 1, 0, 1))  # (B, K, room, D) once used
         self._start = 0  # of the kept tokens in the buffers
         self._end = 0
 
@@ -46,11 +45,11 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers, room included."""
-        return 0 if self._keys is None else self._keys.nbytes + self._values.nbytes
+        return self._keys.nbytes + self._values.nbytes
 
     def _make_room(self, keys: mx.array, values: mx.array) -> None:
         T = keys.shape[2]
-        if self._keys is not None and self._end + T <= self._keys.shape[2]:
+        if self._end + T <= self._keys.shape[2]:
             return
         kept = self._end - self._start
         room = -(-(kept + T) // STEP) * STEP
@@ -58,11 +57,11 @@ class Cache:
         self._values = self._moved(self._values, values, room)
         self._start, self._end = 0, kept
 
-    def _moved(self, old: mx.array | None, new: mx.array, room: int) -> mx.array:
+    def _moved(self, old: mx.array, new: mx.array, room: int) -> mx.array:
         """A buffer of `room` tokens that begins with the kept ones."""
         B, K, _, D = new.shape
         buffer = mx.zeros((B, K, room, D), new.dtype)
-        if old is not None:
+        if self._end > self._start:
             buffer[:, :, : self._end - self._start] = old[:, :, self._start : self._end]
         return buffer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ ModelOption = Annotated[
     str,
     typer.Option("--model", help="Folder, .npz or .safetensors file, golden name or Hub id."),
 ]
-Revision = Annotated[Optional[str], typer.Option(help="Revision of a Hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
 
 
 @app.command()
@@ -26,8 +26,8 @@ def generate(
     model: ModelOption,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most so many.")] = 100,
-    dtype: Annotated[Optional[str], typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu or gpu; default MLX's own.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or gpu; default MLX's own.")] = None,
     revision: Revision = None,
 ) -> None:
     """Continue a prompt greedily, streaming the text; figures go to stderr."""

@@ -8,7 +8,8 @@ defaults it has, stands in its file in `architectures/`.
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from .errors import InvalidConfig, UnsupportedArchitecture
 from .spec import RopeSpec

@@ -6,10 +6,11 @@ field.
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 from mlx.utils import tree_flatten
 
 from .cache import Cache, make_cache
@@ -59,7 +60,7 @@ class Decoder(nn.Module):
             x = x + self.positions(mx.arange(offset, offset + tokens.shape[1]))
         x = tap("embed", x)
         for i, (block, past) in enumerate(zip(self.blocks, cache, strict=True)):
-            x = tap(f"blocks.{i}", block(x, past, length, under(tap, f"blocks.{i}")))
+            x: mx.array = tap(f"blocks.{i}", block(x, past, length, under(tap, f"blocks.{i}")))
         if last:
             x = x[:, -1:]
         x = tap("norm", self.norm(x))
@@ -70,7 +71,8 @@ class Decoder(nn.Module):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's path and shape."""
-        return {path: tuple(array.shape) for path, array in tree_flatten(self.parameters())}
+        flat: Any = tree_flatten(self.parameters())
+        return {path: tuple(array.shape) for path, array in flat}
 
 
 class Block(nn.Module):

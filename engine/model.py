@@ -39,7 +39,7 @@ class Model:
         from .tokenizer import check_fits, load_tokenizer
 
         tokenizer = load_tokenizer(self.files)
-        check_fits(tokenizer, self.spec.vocab, self.files.folder)
+        check_fits(tokenizer.max_id, self.spec.vocab, self.files.folder)
         return tokenizer
 
 

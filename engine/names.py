@@ -7,8 +7,8 @@ knows no tensor and no family.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Name:
 
     def at(self, block: int) -> Name:
         """The row with `{i}` replaced by a block index."""
-        put = lambda path: path.replace("{i}", str(block))  # noqa: E731
+        put = lambda path: path.replace("{i}", str(block))
         return Name(put(self.source), tuple(map(put, self.targets)), self.transpose)
 
 

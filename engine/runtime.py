@@ -29,7 +29,7 @@ def use_device(device: str | None) -> str:
 
 
 def device_name() -> str:
-    """"metal", "cuda" or "cpu": what MLX's default device is."""
+    """ "metal", "cuda" or "cpu": what MLX's default device is."""
     if mx.default_device().type == mx.cpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"

@@ -50,7 +50,7 @@ class Tokenizer:
         """
         try:
             return self._backend.encode(text, add_special_tokens=special).ids
-        except Exception as cause:  # noqa: BLE001 - what the library raises is a bare Exception
+        except Exception as cause:
             raise TokenizerMismatch(
                 f"the tokenizer cannot encode {text[:40]!r} ({_line(cause)}): change the prompt, "
                 "or give it as token ids"
@@ -135,15 +135,15 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     return Tokenizer(backend, next(filter(_is_id, bos), None), filter(_is_id, eos))
 
 
-def check_fits(tokenizer: Tokenizer, spec_vocab: int, where: str | Path) -> None:
+def check_fits(max_id: int, rows: int, where: str | Path) -> None:
     """Raise TokenizerMismatch if a text can become an id without embedding row.
 
     Rows without a token are normal: embeddings are padded.
     """
-    if tokenizer.max_id >= spec_vocab:
+    if max_id >= rows:
         raise TokenizerMismatch(
-            f"the tokenizer of {where} reaches id {tokenizer.max_id}, and the embedding has "
-            f"{spec_vocab} rows, the last for id {spec_vocab - 1}: tokenizer and weights are not "
+            f"the tokenizer of {where} reaches id {max_id}, and the embedding has "
+            f"{rows} rows, the last for id {rows - 1}: tokenizer and weights are not "
             "of the same model"
         )
 
@@ -175,7 +175,7 @@ def _backend(
             ]
             single, special = template(settings, ends)
             backend.post_processor = TemplateProcessing(single=single, special_tokens=special)
-    except Exception as cause:  # noqa: BLE001 - what the library raises is a bare Exception
+    except Exception as cause:
         raise TokenizerMismatch(
             f"{path} is not a readable tokenizer ({_line(cause)}): fetch it again"
         ) from None

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ ModelOption = Annotated[
     str,
     typer.Option("--model", help="Folder, .npz or .safetensors file, golden name or Hub id."),
 ]
-Revision = Annotated[Optional[str], typer.Option(help="Revision of a Hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
 GoldenFolder = Annotated[
     Path, typer.Option("--golden", help="Folder that holds traces/ and MANIFEST.json.")
 ]
@@ -40,22 +40,20 @@ def compare(
         str, typer.Option(help="engine, mlx-lm or python:MODULE:FUNCTION.")
     ] = "engine",
     reference: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="torch, mlx-lm, engine or golden; default torch if installed."),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="float32; bfloat16 or float16 add their rung to it.")
     ] = "float32",
     device: Annotated[
-        Optional[str], typer.Option(help="cpu or gpu, for MLX; default its own.")
+        str | None, typer.Option(help="cpu or gpu, for MLX; default its own.")
     ] = None,
-    checks: Annotated[
-        Optional[str], typer.Option(help="Comma-separated names; default all.")
-    ] = None,
+    checks: Annotated[str | None, typer.Option(help="Comma-separated names; default all.")] = None,
     prompts: Annotated[
-        Optional[Path], typer.Option(help="More probes: a text or list of ids a line.")
+        Path | None, typer.Option(help="More probes: a text or list of ids a line.")
     ] = None,
-    json: Annotated[Optional[Path], typer.Option(help="Write the verdict to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the verdict to this file.")] = None,
     revision: Revision = None,
 ) -> int:
     """Compare a candidate with a reference: weights, tokens, blocks, logits, greedy, cache."""
@@ -116,7 +114,7 @@ def record(
 @golden.command()
 def verify(
     model: Annotated[
-        Optional[str], typer.Option("--model", help="Only goldens of this model.")
+        str | None, typer.Option("--model", help="Only goldens of this model.")
     ] = None,
     folder: GoldenFolder = Path("golden"),
 ) -> None:

@@ -110,7 +110,7 @@ class Comparison:
     def _observe(self, probe: Probe) -> Observation:
         evidence = self.evidence(probe)
         diffs: list[SiteDiff] = []
-        keep = lambda site, diff: diffs.append(diff)  # noqa: E731
+        keep = lambda site, diff: diffs.append(diff)
         logits = self._run(probe, evidence, PROPAGATED, keep)
         if "sites" not in self.candidate.limits:
             self._run(probe, evidence, ISOLATED, keep)
@@ -188,7 +188,7 @@ def first(failed: Sequence[SiteDiff]) -> SiteDiff:
 
     Isolated failures come first: there an error is the site's own.
     """
-    key = lambda d: (d.mode != ISOLATED, _ORDER[d.site.kind], d.site.block or 0)  # noqa: E731
+    key = lambda d: (d.mode != ISOLATED, _ORDER[d.site.kind], d.site.block or 0)
     where = min(map(key, failed))
     return max((d for d in failed if key(d) == where), key=lambda d: d.ratio)
 
@@ -207,7 +207,7 @@ def describe(comparison: Comparison, check: str, diff: SiteDiff) -> Divergence:
     if diff.token:
         message += f", from token {diff.token} on"
     at = site
-    if site.kind == "block" and diff.mode == ISOLATED:
+    if site.block is not None and diff.mode == ISOLATED:
         probe = next(p for p in comparison.probes if p.name == diff.probe)
         inner = comparison.modules(probe, site.block)
         culprit = next((d for d in inner if d.verdict == FAIL), None)
@@ -237,5 +237,3 @@ def with_dtype(result: CheckResult, dtype: str) -> CheckResult:
 
 def _length(probe: Probe) -> int:
     return len(probe.tokens)
-
-

@@ -24,7 +24,9 @@ def diagnose(checks: Sequence[CheckResult], sites: Sequence[SiteDiff]) -> str | 
         return "what enters block 0 is off: embedding, its scale, positions, or the tokens"
     if isolated and late is not None:
         where = _blocks(isolated)
-        return f"{where} right up to token {late} and off from there: mask, window or rotary scaling"
+        return (
+            f"{where} right up to token {late} and off from there: mask, window or rotary scaling"
+        )
     if len(blocks) > 1 and isolated == blocks:
         return "every block is off alike: a constant they share (epsilon, rotary base, scale, norm)"
     if isolated:
@@ -51,7 +53,7 @@ def _same_token(diffs: Iterable[SiteDiff]) -> int | None:
 
 
 def _blocks(found: set[int | None]) -> str:
-    """"block 3 is", "blocks 1, 4 are"."""
+    """ "block 3 is", "blocks 1, 4 are"."""
     numbers = sorted(b for b in found if b is not None)
     shown = ", ".join(map(str, numbers[:6])) + (" ..." if len(numbers) > 6 else "")
     return f"block {shown} is" if len(numbers) == 1 else f"blocks {shown} are"

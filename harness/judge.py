@@ -71,7 +71,7 @@ def compare(
             verdict.environment = environment.describe()
         _add(verdict, f"load candidate {rung}", loaded - begin)
         _add(verdict, f"load reference {rung}", time.perf_counter() - loaded)
-        probes = [*expected.probes, *_prompts(prompts, expected, actual, files)]
+        probes = [*expected.probes, *_prompts(prompts, expected, files)]
         comparison = Comparison(files, expected, actual, probes, progress)
         for name, check in questions.items():
             begin = time.perf_counter()
@@ -123,9 +123,7 @@ def _candidate(
     return load_backend(candidate, Request(files, dtype, device))
 
 
-def _prompts(
-    path: str | Path | None, reference: Reference, candidate: Backend, files: ModelFiles
-) -> list[Probe]:
+def _prompts(path: str | Path | None, reference: Reference, files: ModelFiles) -> list[Probe]:
     """The user's own probes; texts go through the reference's tokenizer."""
     if path is None:
         return []
@@ -133,13 +131,9 @@ def _prompts(
         raise BadOption(
             f"--prompts {path}: a golden knows its own probes only; use --reference torch"
         )
-    encode = None
-    if has_tokenizer(files):
-        twin = reference._twin
-        encode = lambda text: twin.tokens([text]).ids[text]  # noqa: E731
-    return read_prompts(Path(path), encode, int(files.config.get("vocab_size", 1)))
+    encode = reference.encode if has_tokenizer(files) else None
+    return read_prompts(Path(path), encode, reference.rows)
 
 
 def _add(verdict: Verdict, what: str, seconds: float) -> None:
     verdict.seconds[what] = verdict.seconds.get(what, 0.0) + seconds
-

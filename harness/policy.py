@@ -47,9 +47,7 @@ def effective_noise(noise: float, dtype: str) -> float:
     return max(noise, FLOOR[dtype])
 
 
-def judge(
-    error: float, noise: float, allowed: float, has_oracle: bool = True
-) -> tuple[float, str]:
+def judge(error: float, noise: float, allowed: float, has_oracle: bool = True) -> tuple[float, str]:
     """Ratio and verdict of one site. NaN never passes.
 
     Without an oracle the noise is not known, so that only what is not finite can be judged.

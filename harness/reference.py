@@ -65,7 +65,7 @@ class LiveReference:
             return None
         facts = self._twin.tokens(list(TEXTS.values()))
         if facts is not None:
-            check_fits(facts, facts.rows, self._files.folder)
+            check_fits(facts.max_id, facts.rows, self._files.folder)
         return facts
 
     def tokens(self) -> TokenFacts | None:
@@ -76,14 +76,17 @@ class LiveReference:
         found = self._twin.checkpoint()
         return read_weights(self._files) if found is None else found
 
-    @cached_property
+    @property
     def probes(self) -> list[Probe]:
-        rows = self._rows()
+        return self._probes
+
+    @cached_property
+    def _probes(self) -> list[Probe]:
         ids = self._facts.ids[TEXT] if self._facts else None
-        probes = build_probes(
-            self._files.config, rows, ids, self._facts.bos_id if self._facts else None
-        )
-        return [*probes, self.continued(probes[1])]
+        bos_id = self._facts.bos_id if self._facts else None
+        probes = build_probes(self._files.config, self.rows, ids, bos_id)
+        prompt = next((p for p in probes if p.kind == "text"), probes[-1])
+        return [*probes, self.continued(prompt)]
 
     def continued(self, probe: Probe) -> Probe:
         """A probe and the tokens the reference takes after it."""
@@ -106,10 +109,18 @@ class LiveReference:
         evidence = self._truth.expected(probe, block) if self._truth else None
         return evidence and with_noise(evidence, self._twin, probe, block)
 
-    def _rows(self) -> int:
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: as the twin has it, or as config.json says."""
         if self._facts:
             return self._facts.rows
         return int(self._files.config.get("vocab_size", 0)) or 1
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A text in the reference's tokens."""
+        facts = self._twin.tokens([text])
+        assert facts is not None, "asked only where there is a tokenizer"
+        return facts.ids[text]
 
 
 class Oracle:

@@ -23,7 +23,9 @@ def config_of(family: str, variant: str) -> dict[str, Any]:
     return dict(architecture(family).TINY[variant])
 
 
-def write_model(folder: Path, config: dict[str, Any], dtype: str = "float32", seed: int = 0) -> Path:
+def write_model(
+    folder: Path, config: dict[str, Any], dtype: str = "float32", seed: int = 0
+) -> Path:
     """Make a random model of a configuration and save it in `folder`, config.json as given."""
     import torch
     import transformers

@@ -3,7 +3,7 @@ an attention scale of its own, local and global blocks, soft-caps."""
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from ..config import Config
 from ..names import names

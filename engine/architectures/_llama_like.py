@@ -29,7 +29,7 @@ def llama_like(
     width = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     count = config.integer("num_hidden_layers")
-    head_dim = config.integer("head_dim", head_dim or width // heads)
+    D: int = config.integer("head_dim", head_dim or width // heads)
     norm = NormSpec("rms", config.number("rms_norm_eps", 1e-6))
     config.raw.setdefault("max_position_embeddings", max_length)
     mlp = MLPSpec(
@@ -40,9 +40,9 @@ def llama_like(
             AttentionSpec(
                 heads=heads,
                 kv_heads=config.integer("num_key_value_heads", kv_heads or heads),
-                head_dim=head_dim,
-                scale=head_dim**-0.5,
-                rope=config.rope(head_dim),
+                head_dim=D,
+                scale=D**-0.5,
+                rope=config.rope(D),
                 window=window,
                 qk_norm=norm if qk_norm else None,
                 qkv_bias=qkv_bias,

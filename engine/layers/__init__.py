@@ -7,7 +7,7 @@ default does nothing, so what is observed is what runs.
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import mlx.core as mx
 

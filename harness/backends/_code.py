@@ -13,5 +13,5 @@ def code_of(function: Any, name: str) -> str | None:
         file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
     except (OSError, TypeError):
         return None
-    package = (inspect.getmodule(function).__name__ or "").count(".") + 1
+    package = function.__module__.count(".") + 1
     return f"{os.sep.join(str(file).split(os.sep)[-package:])}:{line} {name}"

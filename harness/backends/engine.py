@@ -17,8 +17,8 @@ from engine.weights.arrange import arrange
 
 from ..types import Site, TokenFacts
 from . import Observe, Request
-from ._mlx import Gathered, as_mlx, in_chunks, weights_of
 from ._code import code_of
+from ._mlx import Gathered, as_mlx, in_chunks, weights_of
 
 
 def load(request: Request) -> EngineBackend:
@@ -71,7 +71,7 @@ class EngineBackend:
             elif kind == "blocks" and not part:
                 site = self._site("block", int(index), name)
                 return gathered.boundary(site, value, int(index) + 1)
-            elif kind == "blocks" and int(index) == inside:
+            elif kind == "blocks" and inside is not None and int(index) == inside:
                 self._see_inside(gathered, inside, part, value, parts)
             return value
 
@@ -149,4 +149,3 @@ def _module_site(source: str, block: int) -> Site:
 def _part(path: str) -> str:
     """What follows the block in a path with `{i}`."""
     return path.partition("{i}.")[2]
-

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx import nn
 
 from engine.errors import CorruptWeights, UnsupportedArchitecture
 from engine.files import ModelFiles
@@ -28,8 +28,8 @@ from engine.runtime import use_device
 from ..errors import ReferenceUnavailable
 from ..types import Site, TokenFacts
 from . import Observe, Request
-from ._mlx import Gathered, as_mlx, in_chunks, weights_of
 from ._code import code_of
+from ._mlx import Gathered, as_mlx, in_chunks, weights_of
 
 
 def load(request: Request) -> MLXLMBackend:
@@ -62,7 +62,7 @@ class MLXLMBackend:
                 kind = UnsupportedArchitecture if "not supported" in reason else CorruptWeights
                 raise kind(f"mlx-lm cannot load {files.folder}: {reason}") from None
         self.model.set_dtype(DTYPES[dtype])
-        self._blocks = list(self.model.layers)
+        self._blocks: list[Any] = list(self.model.layers)  # type: ignore[arg-type]
         names = {id(module): path for path, module in self.model.named_modules()}
         self._names = names
         owner = names[id(self._blocks[0])].rpartition(".")[0].rpartition(".")[0]

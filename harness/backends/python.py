@@ -38,10 +38,10 @@ class PythonBackend:
         self._function, self.dtype = function, dtype
         self.name = f"python:{name}"
         self._taps = "tap" in inspect.signature(function).parameters
-        none = f"{self.name} has no parameter `tap`"
-        self.limits = {"cache": "a function of all tokens has no cache"}
-        if not self._taps:
-            self.limits["sites"] = none
+        self.limits: Mapping[str, str] = {
+            "cache": "a function of all tokens has no cache",
+            **({} if self._taps else {"sites": f"{self.name} has no parameter `tap`"}),
+        }
 
     def forward(
         self,
@@ -62,8 +62,8 @@ class PythonBackend:
             match = _BLOCK.match(path)
             if match and not match["part"]:
                 blocks += 1
-                site = Site("block", int(match["index"]), "", path)
-                at = site.block + 1
+                block = int(match["index"])
+                site, at = Site("block", block, "", path), block + 1
             elif match:
                 if int(match["index"]) == inside and observe is not None:
                     site = Site("module", inside, match["part"], path)
@@ -122,7 +122,9 @@ def _function(argument: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's module may raise anything
-        raise BadCandidate(f"candidate 'python:{argument}': {type(error).__name__}: {error}") from error
+        raise BadCandidate(
+            f"candidate 'python:{argument}': {type(error).__name__}: {error}"
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise BadCandidate(f"candidate 'python:{argument}': {module_name} has no function {name!r}")

@@ -21,6 +21,7 @@ from ..errors import ReferenceUnavailable
 from ..types import Site, TokenFacts
 from . import Observe, Request, rows
 from ._code import code_of
+from ._lift import lifted
 
 DTYPES = ("float32", "bfloat16", "float16")
 SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
@@ -125,9 +126,7 @@ class TorchBackend:
         with self._running():
             part, past = torch.tensor([list(prompt)]), None
             for _ in range(count):
-                out = self._model(
-                    part, past_key_values=past, use_cache=True, logits_to_keep=1
-                )
+                out = self._model(part, past_key_values=past, use_cache=True, logits_to_keep=1)
                 past = out.past_key_values
                 part = out.logits[:, -1].float().argmax(-1, keepdim=True)
                 found.append(int(part))
@@ -203,6 +202,7 @@ class TorchBackend:
                     observe(site, rows(_numpy(value), length))
 
             def fed(k: int, like: Any) -> Any:
+                assert feed is not None
                 return self._torch.tensor(feed[k], dtype=like.dtype)[None]
 
             def entering(module: Any, args: tuple, kwargs: dict) -> Any:
@@ -254,44 +254,13 @@ class TorchBackend:
         return Site(kind, block, "", path)
 
 
-@contextlib.contextmanager
-def lifted() -> Iterator[None]:
-    """Answer every request for float32 with float64 while models are built and run."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    def up(value: Any) -> Any:
-        if value is torch.float32:
-            return torch.float64
-        if isinstance(value, (tuple, list)) and any(v is torch.float32 for v in value):
-            return type(value)(map(up, value))
-        return value
-
-    class Lift(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-        ) -> Any:
-            if func is torch.Tensor.float:
-                return args[0].double()
-            kwargs = {key: up(value) for key, value in (kwargs or {}).items()}
-            return func(*map(up, args), **kwargs)
-
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with Lift():
-            yield
-    finally:
-        torch.set_default_dtype(default)
-
-
 def _load(files: Any, dtype: str, attention: str) -> Any:
     """The model as transformers loads it, from tensors of either format."""
     import torch
     import transformers
 
     config = _config(transformers, files)
-    mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    mapping: Any = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in mapping:
         raise ReferenceUnavailable(
             f"transformers has no causal language model for {config.model_type!r} ({files.folder})"

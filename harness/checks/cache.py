@@ -56,14 +56,21 @@ def _fill(sizes: list[int], total: int) -> list[int]:
 
 
 def _fails(
-    name: str, probe: Probe, site: Site, plan: str, chunks: list[int], actual, error, noise,
-    allowed, evidence,
+    name: str,
+    probe: Probe,
+    site: Site,
+    plan: str,
+    chunks: list[int],
+    actual,
+    error,
+    noise,
+    allowed,
+    evidence,
 ) -> CheckResult:
     token = first_bad_token(actual, evidence.logits, noise, allowed)
     ratio = error / noise
-    message = (
-        f"{plan} {chunks}: logits are {ratio:.3g} times the noise (limit {allowed:g})"
-        + ("" if token is None else f", from token {token} on")
+    message = f"{plan} {chunks}: logits are {ratio:.3g} times the noise (limit {allowed:g})" + (
+        "" if token is None else f", from token {token} on"
     )
     divergence = Divergence(
         name, probe.name, message, site.path, None, error, noise, ratio, allowed, token

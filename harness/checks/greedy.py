@@ -20,7 +20,7 @@ def run(comparison: Comparison) -> CheckResult:
     """
     name = "greedy"
     probe = next((p for p in comparison.reference.probes if p.prompt is not None), None)
-    if probe is None:
+    if probe is None or probe.prompt is None:
         return CheckResult(name, SKIP, "no greedy tokens are on record")
     start, expected = probe.prompt, probe.tokens[probe.prompt :]
     seen = comparison.observation(probe)

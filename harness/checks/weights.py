@@ -21,7 +21,7 @@ def run(comparison: Comparison) -> CheckResult:
     actual = comparison.candidate.weights()
     if actual is None:
         return CheckResult("weights", SKIP, f"{comparison.candidate.name} shows no parameters")
-    expected = comparison.candidate.expected_weights(comparison.reference.weights())
+    expected = comparison.candidate.expected_weights(comparison.reference.weights()) or {}
     count = sum(int(np.prod(array.shape)) for array in actual.values())
     measures = {"parameters": count, "tensors": len(actual)}
     for name, array in actual.items():

@@ -51,8 +51,12 @@ class GoldenReference:
         self._arrays, self._record = _read(path)
         self._sites = [Site(**site) for site in self._record["sites"]]
 
-    @cached_property
+    @property
     def probes(self) -> list[Probe]:
+        return self._probes
+
+    @cached_property
+    def _probes(self) -> list[Probe]:
         return [
             Probe(p["name"], p["kind"], p["reason"], tuple(p["tokens"]), p["prompt"])
             for p in self._record["probes"]
@@ -69,7 +73,9 @@ class GoldenReference:
             mode: {site: self._arrays[f"{index}.{mode}.{k}"] for k, site in enumerate(self._sites)}
             for mode in (PROPAGATED, ISOLATED)
         }
-        noise = {mode: dict(zip(self._sites, record["noise"][mode], strict=True)) for mode in expected}
+        noise = {
+            mode: dict(zip(self._sites, record["noise"][mode], strict=True)) for mode in expected
+        }
         inputs = [
             rounded(array, self.dtype)
             for site, array in expected[PROPAGATED].items()
@@ -118,7 +124,9 @@ def record(
     files = find_model(model, revision)
     live: Any = load_reference(reference, files, dtype)
     if reference == "golden" or not isinstance(getattr(live, "_truth", None), Oracle):
-        raise BadGolden(f"reference {reference!r} has no oracle to record: PyTorch must be installed")
+        raise BadGolden(
+            f"reference {reference!r} has no oracle to record: PyTorch must be installed"
+        )
     arrays: dict[str, np.ndarray] = {}
     sites: list[Site] = []
     probes: list[dict[str, Any]] = []
@@ -221,7 +229,9 @@ def _write(
         "weights": weights_digest(read_weights(files)),
         "config": _digest(json.dumps(dict(files.config), sort_keys=True).encode()),
         "tokenizer": _tokenizer_digest(files),
-        **{key: environment.describe()[key] for key in ("python", "platform", "device", "packages")},
+        **{
+            key: environment.describe()[key] for key in ("python", "platform", "device", "packages")
+        },
         "command": shlex.join(["harness", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
     }
@@ -321,7 +331,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             content = json.loads((file.metadata() or {})[KEY])
-            arrays = {key: file.get_tensor(key) for key in file.keys()}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}, not {SCHEMA!r}")
         for index in range(len(content["probes"])):
@@ -357,6 +367,3 @@ def _name(files: ModelFiles) -> str:
 
 def _empty() -> dict[str, Any]:
     return {"schema": MANIFEST_SCHEMA, "goldens": []}
-
-
-

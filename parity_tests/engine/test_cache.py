@@ -5,7 +5,6 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from parity_tests.families import config_of, variants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from engine.architectures import decoder_spec
 from engine.cache import STEP, Cache, make_cache
 from engine.config import Config
 from engine.decoder import Decoder
+from parity_tests.families import config_of, variants
 
 
 def kv(start: int, count: int) -> mx.array:

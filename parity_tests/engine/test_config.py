@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from parity_tests.families import config_of, variants
 
 from engine.architectures import decoder_spec, supported
 from engine.config import Config
 from engine.errors import InvalidConfig, UnsupportedArchitecture
+from parity_tests.families import config_of, variants
 
 
 def respelt(config: dict) -> dict:

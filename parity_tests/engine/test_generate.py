@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
-from parity_tests.engine.test_cache import random_decoder
 
 from engine.cache import make_cache
 from engine.errors import InvalidPrompt
 from engine.generate import Timing, generate, prefill
+from parity_tests.engine.test_cache import random_decoder
 
 PROMPT = [5, 17, 3, 99, 42, 7, 7, 23, 64, 8, 11]
 

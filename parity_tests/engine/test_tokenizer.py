@@ -381,12 +381,12 @@ class TestFits:
     def test_spare_rows_are_normal(self):
         tokenizer = Tokenizer(Backend.from_str(trained("byte_level")), None, ())
         assert tokenizer.max_id == tokenizer.vocab_size - 1 == 399
-        check_fits(tokenizer, 400, "m")
-        check_fits(tokenizer, 512, "m")
+        check_fits(tokenizer.max_id, 400, "m")
+        check_fits(tokenizer.max_id, 512, "m")
 
     def test_an_id_without_a_row(self):
         tokenizer = Tokenizer(Backend.from_str(trained("byte_level")), None, ())
-        text = message(lambda: check_fits(tokenizer, 399, "some/folder"))
+        text = message(lambda: check_fits(tokenizer.max_id, 399, "some/folder"))
         assert "some/folder" in text
         assert "id 399" in text
         assert "399 rows" in text

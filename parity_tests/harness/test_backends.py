@@ -75,7 +75,10 @@ def test_the_code_of_a_site_is_named(tiny_llama):
     from harness.types import Site
 
     files = find_model(tiny_llama)
-    for name, expected in (("engine", "engine/layers/attention.py"), ("mlx-lm", "mlx_lm/models/llama.py")):
+    for name, expected in (
+        ("engine", "engine/layers/attention.py"),
+        ("mlx-lm", "mlx_lm/models/llama.py"),
+    ):
         backend = load_backend(name, Request(files, "float32"))
         assert expected in backend.locate(Site("module", 0, "self_attn.o_proj"))
 

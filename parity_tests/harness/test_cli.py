@@ -62,7 +62,9 @@ def test_a_failing_candidate_is_exit_1_with_the_place(command, tiny_llama, tmp_p
     assert first["site"] == "lm_head" and first["block"] is None and first["message"]
 
 
-def test_a_right_function_passes_and_says_what_it_cannot_show(command, tiny_llama, tmp_path, monkeypatch):
+def test_a_right_function_passes_and_says_what_it_cannot_show(
+    command, tiny_llama, tmp_path, monkeypatch
+):
     _module(tmp_path, monkeypatch, "right", "return reference(tokens)")
     result = command(
         *("harness", "compare", "--model", tiny_llama, "--reference", "golden"),
@@ -81,7 +83,9 @@ def test_without_an_oracle_the_answer_is_inconclusive(command, tiny_llama, monke
 
 def test_chosen_checks_are_the_only_ones_asked(command, tiny_llama, tmp_path):
     out = tmp_path / "verdict.json"
-    command("harness", "compare", "--model", tiny_llama, "--checks", "weights,tokens", "--json", out)
+    command(
+        "harness", "compare", "--model", tiny_llama, "--checks", "weights,tokens", "--json", out
+    )
     assert [c["name"] for c in json.loads(out.read_text())["checks"]] == ["weights", "tokens"]
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from engine.files import find_model
 from harness.backends import Request
-from harness.backends.torch import lifted, load
+from harness.backends._lift import lifted
+from harness.backends.torch import load
 from harness.metrics import relative_error
 
 TOKENS = list(range(3, 75))

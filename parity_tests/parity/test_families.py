@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from parity_tests.families import variants
-from parity_tests.parity.test_golden_models import summary
 
 import harness
+from parity_tests.families import variants
+from parity_tests.parity.test_golden_models import summary
 
 pytestmark = pytest.mark.parity
 

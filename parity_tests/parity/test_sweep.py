@@ -6,10 +6,10 @@ Run with `pytest -m full`.
 from __future__ import annotations
 
 import pytest
-from parity_tests.families import config_of, variants, write_model
-from parity_tests.parity.test_golden_models import summary
 
 import harness
+from parity_tests.families import config_of, variants, write_model
+from parity_tests.parity.test_golden_models import summary
 
 pytestmark = [pytest.mark.parity, pytest.mark.full]
 
