@@ -51,7 +51,8 @@ class Config:
         kinds = self._get("layer_types", default, list)
         if len(kinds) < count:
             raise InvalidConfig(
-                f"layer_types has {len(kinds)} entries in {self.where}: num_hidden_layers is {count}"
+                f"layer_types has {len(kinds)} entries in {self.where}: "
+                f"num_hidden_layers is {count}"
             )
         for kind in kinds:
             if kind not in ("full_attention", "sliding_attention"):

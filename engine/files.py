@@ -138,7 +138,10 @@ def _hub_failure(name: str, revision: str | None, cause: BaseException) -> str:
     place = f"Hub id {name!r}" + (f" at revision {revision!r}" if revision else "")
     where = constants.ENDPOINT
     chain = list(_causes(cause))
-    met = lambda kind: any(isinstance(each, kind) for each in chain)
+
+    def met(kind: type[BaseException]) -> bool:
+        return any(isinstance(each, kind) for each in chain)
+
     if met(errors.OfflineModeIsEnabled):
         return f"{place} is not in the cache, and HF_HUB_OFFLINE is set: unset it to download"
     if met(errors.GatedRepoError):

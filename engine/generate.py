@@ -91,7 +91,7 @@ def generate(
         if n + 1 < max_tokens:
             ahead = _best(decoder(token[:, None], cache)[:, -1])
             mx.async_eval(ahead)
-        value = int(token.tolist()[0])  # type: ignore[index]
+        value = int(token.item())  # type: ignore[arg-type]
         timing.last = time.perf_counter()
         timing.tokens += 1
         if n == 0:

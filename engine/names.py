@@ -26,8 +26,8 @@ class Name:
 
     def at(self, block: int) -> Name:
         """The row with `{i}` replaced by a block index."""
-        put = lambda path: path.replace("{i}", str(block))
-        return Name(put(self.source), tuple(map(put, self.targets)), self.transpose)
+        source, *targets = (p.replace("{i}", str(block)) for p in (self.source, *self.targets))
+        return Name(source, tuple(targets), self.transpose)
 
 
 # The paths nearly every family in transformers shares. `names()` changes single rows.

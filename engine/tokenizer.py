@@ -114,7 +114,7 @@ class StreamDecoder:
 
 
 def load_tokenizer(files: ModelFiles) -> Tokenizer:
-    """The tokenizer of a model. Raises TokenizerMismatch when there is none, or it is unreadable."""
+    """The tokenizer of a model. Raises TokenizerMismatch when none is there or readable."""
     folder = files.folder
     settings = _settings(folder)
     if (folder / "tokenizer.json").is_file():

@@ -31,7 +31,10 @@ def as_json(path: Path, *, rebuilt: bool) -> tuple[dict[str, Any], dict[str, str
     if not pieces:
         raise ValueError("it has no pieces")
     vocab = {text: i for i, (text, _, _) in enumerate(pieces)}
-    last = lambda key, default: trainer.get(key, [default])[-1]
+
+    def last(key: int, default: Any) -> Any:
+        return trainer.get(key, [default])[-1]
+
     unknown = last(45, b"<unk>").decode()
     falls_back = bool(last(35, 0))
     if rebuilt or last(3, _UNIGRAM) != _UNIGRAM:

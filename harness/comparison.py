@@ -103,17 +103,18 @@ class Comparison:
         evidence = self.reference.inside(probe, block)
         if evidence is None or "sites" in self.candidate.limits:
             return []
-        found: dict[Site, SiteDiff] = {}
-        self._run(probe, evidence, ISOLATED, found.__setitem__, inside=block)
-        return [found[s] for s in evidence.expected[ISOLATED] if s.kind == "module" and s in found]
+        diffs: list[SiteDiff] = []
+        self._run(probe, evidence, ISOLATED, diffs.append, inside=block)
+        order = list(evidence.expected[ISOLATED])
+        inner = [diff for diff in diffs if diff.site.kind == "module"]
+        return sorted(inner, key=lambda diff: order.index(diff.site))
 
     def _observe(self, probe: Probe) -> Observation:
         evidence = self.evidence(probe)
         diffs: list[SiteDiff] = []
-        keep = lambda site, diff: diffs.append(diff)
-        logits = self._run(probe, evidence, PROPAGATED, keep)
+        logits = self._run(probe, evidence, PROPAGATED, diffs.append)
         if "sites" not in self.candidate.limits:
-            self._run(probe, evidence, ISOLATED, keep)
+            self._run(probe, evidence, ISOLATED, diffs.append)
         return Observation(probe, diffs, logits.argmax(axis=1))
 
     def _run(
@@ -121,14 +122,14 @@ class Comparison:
         probe: Probe,
         evidence: Evidence,
         mode: str,
-        keep: Callable[[Site, SiteDiff], None],
+        keep: Callable[[SiteDiff], None],
         inside: int | None = None,
     ) -> np.ndarray:
         paths = {site: site for site in evidence.expected[mode]}  # the reference's own paths
 
         def observe(site: Site, actual: np.ndarray) -> None:
             if site in paths:
-                keep(site, self._diff(paths[site], mode, probe, actual, evidence))
+                keep(self._diff(paths[site], mode, probe, actual, evidence))
 
         feed = evidence.inputs if mode == ISOLATED else None
         return self.candidate.forward(probe.tokens, observe, feed=feed, inside=inside)
@@ -188,9 +189,12 @@ def first(failed: Sequence[SiteDiff]) -> SiteDiff:
 
     Isolated failures come first: there an error is the site's own.
     """
-    key = lambda d: (d.mode != ISOLATED, _ORDER[d.site.kind], d.site.block or 0)
-    where = min(map(key, failed))
-    return max((d for d in failed if key(d) == where), key=lambda d: d.ratio)
+
+    def place(diff: SiteDiff) -> tuple[bool, int, int]:
+        return diff.mode != ISOLATED, _ORDER[diff.site.kind], diff.site.block or 0
+
+    where = min(map(place, failed))
+    return max((d for d in failed if place(d) == where), key=lambda d: d.ratio)
 
 
 def describe(comparison: Comparison, check: str, diff: SiteDiff) -> Divergence:

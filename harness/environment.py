@@ -1,4 +1,4 @@
-"""What moves numbers on this machine: versions, device, switches; and whether float32 is float32."""
+"""What moves numbers here: versions, device, switches; and whether float32 is float32."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from ..errors import CorruptWeights, UnsupportedFormat
 
-# Bytes per element of the dtypes MLX reads as what they are. It reads F8 as plain bytes, and no F64.
+# Bytes per element of the dtypes MLX reads as what they are; F8 it reads as bytes, F64 not.
 _DTYPES = (
     ("BOOL", 1), ("U8", 1), ("I8", 1), ("U16", 2), ("I16", 2), ("F16", 2), ("BF16", 2),
     ("U32", 4), ("I32", 4), ("F32", 4), ("U64", 8), ("I64", 8), ("C64", 8),

@@ -1,7 +1,7 @@
 """float64 all the way through transformers.
 
-transformers computes norms, softmax and rotary angles in float32 whatever the model's dtype, so that
-`model.double()` is no better than float32 there. Source: docs/METHOD.md, "The oracle".
+transformers computes norms, softmax and rotary angles in float32 whatever the model's dtype, so
+that `model.double()` is no better than float32 there. Source: docs/METHOD.md, "The oracle".
 """
 
 from __future__ import annotations

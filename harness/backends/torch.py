@@ -72,7 +72,7 @@ class TorchBackend:
         lifts: TorchBackend | None = None,
     ) -> None:
         """`lifts` makes this the oracle of a model already loaded."""
-        torch, transformers = _import()
+        torch, _ = _import()
         if dtype not in DTYPES:
             raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         self._torch, self._files, self.dtype = torch, files, dtype

@@ -59,10 +59,8 @@ def test_there_and_back(source, tmp_path):
         assert found.config == CONFIG
         assert same(read_weights(found))
         names = sorted(path.name for path in written.parent.iterdir())
-        assert names == sorted(
-            ["chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json"]
-            + [written.name]
-        )
+        copied = "chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json"
+        assert names == sorted([*copied, written.name])
         assert (written.parent / "tokenizer.json").read_text() == '{"from": "tokenizer.json"}'
 
 

@@ -79,7 +79,7 @@ class TestRoundTrip:
             tensors = {"a": mx.array([1 / 3], mx.float64)}
             write_weights(tmp_path / "m.npz", tensors)
             assert bits(read_weights(files(tmp_path / "m.npz"))["a"]) == bits(tensors["a"])
-            with pytest.raises(UnsupportedFormat, match="'a' is float64.*write .npz"):
+            with pytest.raises(UnsupportedFormat, match=r"'a' is float64.*write .npz"):
                 write_weights(tmp_path / "m.safetensors", tensors)
         assert [path.name for path in tmp_path.iterdir()] == ["m.npz"]
 
