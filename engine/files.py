@@ -37,10 +37,13 @@ class ModelFiles:
     config: Mapping[str, Any]  # config.json as it stands, or what the npz carries
 
 
-def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
+def find_model(
+    model: str | Path, revision: str | None = None, *, pickles: bool = False
+) -> ModelFiles:
     """Find the files of a model.
 
-    `revision` is a branch, tag or commit and goes with a Hub id only. Raises ModelNotFound,
+    `revision` is a branch, tag or commit and goes with a Hub id only. `pickles` accepts pickled
+    weights where there are no others; the engine itself never reads them. Raises ModelNotFound,
     UnsupportedFormat, CorruptWeights or InvalidConfig.
     """
     name = str(model)
@@ -58,7 +61,7 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
             f"revision {revision!r} goes with a Hub id, and {name!r} is the local {path}: "
             "leave --revision out"
         )
-    return _folder(name, path) if path.is_dir() else _file(name, path)
+    return _folder(name, path, pickles) if path.is_dir() else _file(name, path, pickles)
 
 
 def golden_roots() -> tuple[Path, ...]:
@@ -166,7 +169,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         each = each.__cause__
 
 
-def _folder(name: str, folder: Path) -> ModelFiles:
+def _folder(name: str, folder: Path, pickles: bool) -> ModelFiles:
     index_file = folder / INDEX
     files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     shards = tuple(file for file in files if file.suffix == ".safetensors")
@@ -192,14 +195,16 @@ def _folder(name: str, folder: Path) -> ModelFiles:
             "name one of them"
         )
     else:
-        raise _no_weights(folder, files)
+        weights = tuple(file for file in files if file.suffix in PICKLES) if pickles else ()
+        if not weights:
+            raise _no_weights(folder, files)
     return ModelFiles(name, folder, weights, index, _config(folder, weights))
 
 
-def _file(name: str, path: Path) -> ModelFiles:
-    if path.suffix in PICKLES:
-        raise _pickled(path)
-    if path.suffix not in (".safetensors", ".npz"):
+def _file(name: str, path: Path, pickles: bool) -> ModelFiles:
+    if path.suffix in PICKLES and not pickles:
+        raise pickled(path)
+    if path.suffix not in (".safetensors", ".npz", *PICKLES):
         raise UnsupportedFormat(
             f"{path} is neither .safetensors nor .npz: give such a file, or the model's folder"
         )
@@ -207,15 +212,16 @@ def _file(name: str, path: Path) -> ModelFiles:
 
 
 def _no_weights(folder: Path, files: list[Path]) -> Exception:
-    pickled = [file for file in files if file.suffix in PICKLES]
-    if pickled:
-        return _pickled(pickled[0])
+    refused = [file for file in files if file.suffix in PICKLES]
+    if refused:
+        return pickled(refused[0])
     return ModelNotFound(
         f"{folder} is a folder without weights: it needs {INDEX}, *.safetensors or one .npz"
     )
 
 
-def _pickled(path: Path) -> UnsupportedFormat:
+def pickled(path: Path) -> UnsupportedFormat:
+    """The refusal of a pickle."""
     return UnsupportedFormat(
         f"{path} is a pickle, which can run code when read, and is refused: convert it where you "
         "trust it, with transformers' from_pretrained(...).save_pretrained(...), to safetensors"

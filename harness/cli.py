@@ -54,6 +54,10 @@ def compare(
         Path | None, typer.Option(help="More probes: a text or list of ids a line.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the verdict to this file.")] = None,
+    allow: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: remote-code, pickle; refused by default."),
+    ] = None,
     revision: Revision = None,
 ) -> int:
     """Compare a candidate with a reference: weights, tokens, blocks, logits, greedy, cache."""
@@ -66,7 +70,7 @@ def compare(
     try:
         from .judge import compare as judge
 
-        names = [name.strip() for name in checks.split(",")] if checks else None
+        names = _list(checks)
         with _progress() as progress:
             judge(
                 model,
@@ -77,6 +81,7 @@ def compare(
                 device=device,
                 prompts=prompts,
                 revision=revision,
+                allow=_list(allow) or (),
                 progress=progress,
                 into=verdict,
             )
@@ -142,6 +147,10 @@ def _progress() -> Iterator[Any]:
             bar.update(task, completed=done, total=total, description=what)
 
         yield advance
+
+
+def _list(text: str | None) -> list[str] | None:
+    return [name.strip() for name in text.split(",")] if text is not None else None
 
 
 def _console() -> Any:

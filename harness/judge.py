@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .probes import read_prompts
 from .reference import LiveReference, Oracle, Reference, Truth, has_tokenizer
 from .types import Probe, Verdict
 
+ALLOWABLE = ("remote-code", "pickle")
 Progress = Callable[[int, "int | None", str], None]
 
 
@@ -35,6 +37,7 @@ def compare(
     device: str | None = None,
     prompts: str | Path | None = None,
     revision: str | None = None,
+    allow: Collection[str] = (),
     progress: Progress | None = None,
     into: Verdict | None = None,
 ) -> Verdict:
@@ -42,16 +45,20 @@ def compare(
 
     `candidate` is a backend's name or a function from token ids to logits (see
     `backends/python.py`). `reference` None means torch where it is installed, else golden. A
-    `dtype` other than float32 adds its rung to the float32 one. `into` is filled as answers come,
+    `dtype` other than float32 adds its rung to the float32 one. `allow` names what the torch
+    backend otherwise refuses: "remote-code", "pickle". `into` is filled as answers come,
     so that a caller has what there is when an error ends the run. `progress(done, total, what)` is
     told what goes on, total None where it is not known. Raises EngineError for bad
     input; a divergence is no error, it is in the verdict.
     """
     if dtype not in FLOOR:
         raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
+    for name in allow:
+        if name not in ALLOWABLE:
+            raise BadOption(f"--allow {name!r}: there are {', '.join(ALLOWABLE)}")
     questions = chosen(checks)
     environment.check_mlx()
-    files = find_model(model, revision)
+    files = find_model(model, revision, pickles="pickle" in allow)
     reference = reference or ("torch" if installed("torch", "transformers") else "golden")
     named = candidate if isinstance(candidate, str) else getattr(candidate, "__qualname__", "?")
     verdict = into if into is not None else Verdict("", "", "", "", "")
@@ -62,10 +69,10 @@ def compare(
     for rung in dict.fromkeys(("float32", dtype)):
         begin = time.perf_counter()
         tell(0, None, f"loading the candidate, {rung}")
-        actual = _candidate(candidate, files, rung, device)
+        actual = _candidate(candidate, Request(files, rung, device, allow=allow))
         loaded = time.perf_counter()
         tell(0, None, f"loading the reference, {rung}")
-        expected = load_reference(reference, files, rung)
+        expected = load_reference(reference, Request(files, rung, allow=allow))
         verdict.device = actual.device
         if not verdict.environment:
             verdict.environment = environment.describe()
@@ -85,14 +92,14 @@ def compare(
     return verdict
 
 
-def load_reference(name: str, files: ModelFiles, dtype: str) -> Reference:
+def load_reference(name: str, request: Request) -> Reference:
     """A reference by its name, with the truth it is measured against."""
     if name.partition(":")[0] == "golden":
         from .golden.store import GoldenReference
 
-        return GoldenReference(files, dtype, name.partition(":")[2])
-    twin = load_backend(name, Request(files, dtype), others=["golden"])
-    return LiveReference(files, twin, _truth(name, twin, files, dtype))
+        return GoldenReference(request.files, request.dtype, name.partition(":")[2])
+    twin = load_backend(name, request, others=["golden"])
+    return LiveReference(request.files, twin, _truth(twin, request))
 
 
 def installed(*packages: str) -> bool:
@@ -100,27 +107,24 @@ def installed(*packages: str) -> bool:
     return all(importlib.util.find_spec(package) is not None for package in packages)
 
 
-def _truth(name: str, twin: Backend, files: ModelFiles, dtype: str) -> Truth | None:
-    """The float64 oracle: PyTorch live, else a golden's record, else none."""
-    if name == "torch":
-        return Oracle(twin.oracle())  # type: ignore[attr-defined]
-    if installed("torch", "transformers"):
-        from .backends.torch import TorchBackend
+def _truth(twin: Backend, request: Request) -> Truth | None:
+    """The float64 oracle: PyTorch live, or none."""
+    if not installed("torch", "transformers"):
+        return None
+    from .backends.torch import TorchBackend, load
 
-        return Oracle(TorchBackend(files, dtype).oracle())
-    return None
+    torch = twin if isinstance(twin, TorchBackend) else load(replace(request, argument=""))
+    return Oracle(torch.oracle())
 
 
-def _candidate(
-    candidate: str | Callable[..., Any], files: ModelFiles, dtype: str, device: str | None
-) -> Backend:
+def _candidate(candidate: str | Callable[..., Any], request: Request) -> Backend:
     if callable(candidate):
         from .backends.python import PythonBackend
 
-        return PythonBackend(candidate, candidate.__qualname__, dtype)
+        return PythonBackend(candidate, candidate.__qualname__, request.dtype)
     if candidate.partition(":")[0] == "golden":
         raise BadOption("candidate 'golden': a recording can only be a reference")
-    return load_backend(candidate, Request(files, dtype, device))
+    return load_backend(candidate, request)
 
 
 def _prompts(path: str | Path | None, reference: Reference, files: ModelFiles) -> list[Probe]:

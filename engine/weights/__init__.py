@@ -12,17 +12,15 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 
 from ..errors import CorruptWeights, UnsupportedFormat
+from ..files import ModelFiles, pickled
 from . import npz, safetensors
 from .arrange import arrange
 from .npz import CONFIG_KEY
-
-if TYPE_CHECKING:
-    from ..files import ModelFiles
 
 __all__ = ["CONFIG_KEY", "arrange", "read_weights", "write_weights"]
 
@@ -37,6 +35,8 @@ def read_weights(files: ModelFiles) -> dict[str, mx.array]:
     tensors: dict[str, mx.array] = {}
     home: dict[str, str] = {}
     for path in files.weights:
+        if path.suffix not in _FORMATS:
+            raise pickled(path)
         for name, array in _FORMATS[path.suffix].read(path).items():
             if name in tensors:
                 raise CorruptWeights(

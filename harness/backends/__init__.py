@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -26,12 +26,17 @@ Observe = Callable[[Site, np.ndarray], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be loaded. `argument` is what follows the colon of the backend's name."""
+    """What is to be loaded.
+
+    `argument` is what follows the colon of the backend's name; `allow` names what is otherwise
+    refused: "remote-code" (of the model's folder), "pickle" (weights that run code when read).
+    """
 
     files: ModelFiles
     dtype: str
     device: str | None = None
     argument: str = ""
+    allow: Collection[str] = ()
 
 
 class Backend(Protocol):
@@ -105,7 +110,7 @@ def load_backend(name: str, request: Request, others: Sequence[str] = ()) -> Bac
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadOption(f"backend {name!r}: {hint}there are {', '.join(known)}")
     module = importlib.import_module(f"{__name__}.{head.replace('-', '_')}")
-    return module.load(Request(request.files, request.dtype, request.device, argument))
+    return module.load(replace(request, argument=argument))
 
 
 def rows(array: np.ndarray, length: int) -> np.ndarray:

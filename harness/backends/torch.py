@@ -8,9 +8,7 @@ the fused kernels approximate. Remote code and pickled weights are never loaded.
 from __future__ import annotations
 
 import contextlib
-import copy
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from ..types import Site, TokenFacts
 from . import Observe, Request, rows
 from ._code import code_of
 from ._lift import lifted
+from ._transformers import decoder_layers, import_torch, last_norm, lift, load_model
 
 DTYPES = ("float32", "bfloat16", "float16")
 SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
@@ -34,22 +33,8 @@ def load(request: Request) -> TorchBackend:
     """
     if request.device not in (None, "cpu"):
         raise BackendUnavailable(f"backend torch on device {request.device!r}: it runs on cpu here")
-    return TorchBackend(request.files, request.dtype, request.argument or "eager")
-
-
-def _import() -> tuple[Any, Any]:
-    try:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        import torch
-        import transformers
-    except ImportError as error:
-        raise ReferenceUnavailable(
-            f"backend torch needs {error.name or 'torch'}, which is not installed: "
-            "pip install 'mlx-parity[reference]', or compare with --reference golden"
-        ) from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return torch, transformers
+    attention = request.argument or "eager"
+    return TorchBackend(request.files, request.dtype, attention, request.allow)
 
 
 class TorchBackend:
@@ -68,20 +53,22 @@ class TorchBackend:
         files: Any,
         dtype: str,
         attention: str = "eager",
+        allow: Collection[str] = (),
         *,
         lifts: TorchBackend | None = None,
     ) -> None:
         """`lifts` makes this the oracle of a model already loaded."""
-        torch, _ = _import()
+        torch, _ = import_torch()
         if dtype not in DTYPES:
             raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         self._torch, self._files, self.dtype = torch, files, dtype
+        self._trusted = "remote-code" in allow
         self._context = contextlib.nullcontext if lifts is None else lifted
-        self._model = _lift(lifts) if lifts else _load(files, dtype, attention)
+        self._model = lift(lifts._model) if lifts else load_model(files, dtype, attention, allow)
         self._model.eval().requires_grad_(False)
-        self._layers_path, self._layers = _blocks(self._model)
+        self._layers_path, self._layers = decoder_layers(self._model)
         self._paths = {module: path for path, module in self._model.named_modules()}
-        self._norm = _last_norm(self._model, self._layers_path)
+        self._norm = last_norm(self._model, self._layers_path)
         self._small = sum(p.numel() for p in self._model.parameters()) < SMALL
 
     def oracle(self) -> TorchBackend:
@@ -143,10 +130,10 @@ class TorchBackend:
         return reference
 
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
-        _, transformers = _import()
+        _, transformers = import_torch()
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(self._files.folder), local_files_only=True, trust_remote_code=False
+                str(self._files.folder), local_files_only=True, trust_remote_code=self._trusted
             )
         except Exception as error:  # transformers raises nearly anything here
             raise ReferenceUnavailable(
@@ -252,99 +239,6 @@ class TorchBackend:
 
     def _site(self, kind: str, block: int | None, path: str) -> Site:
         return Site(kind, block, "", path)
-
-
-def _load(files: Any, dtype: str, attention: str) -> Any:
-    """The model as transformers loads it, from tensors of either format."""
-    import torch
-    import transformers
-
-    config = _config(transformers, files)
-    mapping: Any = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-    if type(config) not in mapping:
-        raise ReferenceUnavailable(
-            f"transformers has no causal language model for {config.model_type!r} ({files.folder})"
-        )
-    model, report = mapping[type(config)].from_pretrained(
-        None,
-        config=config,
-        state_dict=_state(torch, files),
-        dtype=getattr(torch, dtype),
-        attn_implementation=attention,
-        output_loading_info=True,
-    )
-    if wrong := sorted(report["missing_keys"]) or sorted(report["mismatched_keys"]):
-        raise ReferenceUnavailable(
-            f"transformers misses parameter {wrong[0]!r} in {files.folder}: "
-            "the weights do not belong to this config.json"
-        )
-    return model
-
-
-def _lift(twin: TorchBackend) -> Any:
-    """The twin's weights in a model built, rotary frequencies included, in float64."""
-    import transformers
-    from transformers import initialization
-
-    state = {
-        name: value.double() if value.is_floating_point() else value
-        for name, value in twin._model.state_dict().items()
-    }
-    kind, config = type(twin._model), _config(transformers, twin._files)
-    with lifted(), initialization.no_init_weights():
-        config._attn_implementation = "eager"
-        model = kind(config)
-    model.double().load_state_dict(state)
-    return model
-
-
-def _state(torch: Any, files: Any) -> dict[str, Any]:
-    """The checkpoint as torch tensors, by its own names."""
-    if files.weights[0].suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return {k: v for shard in files.weights for k, v in load_file(shard).items()}
-    from engine.weights import read_weights
-
-    return {name: to_torch(torch, array) for name, array in read_weights(files).items()}
-
-
-def to_torch(torch: Any, array: Any) -> Any:
-    """An mlx array as a torch tensor, bit for bit."""
-    import mlx.core as mx
-
-    if array.dtype == mx.bfloat16:
-        return torch.from_numpy(np.array(array.view(mx.uint16))).view(torch.bfloat16)
-    return torch.from_numpy(np.array(array))
-
-
-def _config(transformers: Any, files: Any) -> Any:
-    raw = copy.deepcopy(dict(files.config))  # transformers writes into nested settings
-    try:
-        return transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
-    except Exception as error:  # validation errors of many kinds
-        raise ReferenceUnavailable(
-            f"transformers {transformers.__version__} does not accept the configuration of "
-            f"{files.folder}: {str(error).splitlines()[0]}"
-        ) from None
-
-
-def _blocks(model: Any) -> tuple[str, Any]:
-    """Path and list of the decoder layers: the module list as long as the config says."""
-    import torch
-
-    count = model.config.num_hidden_layers
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            return path, module
-    raise ReferenceUnavailable(f"{type(model).__name__} has no list of {count} decoder layers")
-
-
-def _last_norm(model: Any, layers_path: str) -> Any:
-    """The norm after the last block: the last one beside the list of layers."""
-    owner = model.get_submodule(layers_path.rpartition(".")[0])
-    norms = [m for m in owner.children() if "norm" in type(m).__name__.lower()]
-    return norms[-1] if norms else None
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -25,6 +25,7 @@ from engine.files import ModelFiles, find_model, golden_roots
 from engine.weights import read_weights
 
 from .. import environment
+from ..backends import Request
 from ..errors import BadGolden
 from ..probes import TEXTS
 from ..reference import Oracle, rounded
@@ -122,7 +123,7 @@ def record(
     from ..judge import load_reference
 
     files = find_model(model, revision)
-    live: Any = load_reference(reference, files, dtype)
+    live: Any = load_reference(reference, Request(files, dtype))
     if reference == "golden" or not isinstance(getattr(live, "_truth", None), Oracle):
         raise BadGolden(
             f"reference {reference!r} has no oracle to record: PyTorch must be installed"

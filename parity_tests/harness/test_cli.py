@@ -264,3 +264,40 @@ def _numbers(value):
             yield from _numbers(item)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield value
+
+
+def test_pickles_are_read_only_when_asked_for_by_name(command, tiny_llama, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    arguments = ("harness", "compare", "--model", folder, "--candidate", "torch:sdpa")
+    assert_one_line(command(*arguments), ["pytorch_model.bin", "pickle"])
+    assert_one_line(command(*arguments, "--allow", "pickles"), ["'pickles'", "pickle"])
+    assert command(*arguments, "--allow", "pickle", "--checks", "blocks,logits").status == 0
+    engine = command("harness", "compare", "--model", folder, "--allow", "pickle")
+    assert_one_line(engine, ["pytorch_model.bin"])
+
+
+def test_remote_code_is_run_only_when_asked_for_by_name(command, tiny_llama, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    edit(
+        folder,
+        model_type="mine",
+        auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"},
+    )
+    (folder / "mine.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Config(LlamaConfig):\n    model_type = 'mine'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+    )
+    arguments = ("harness", "compare", "--model", folder, "--candidate", "torch:sdpa")
+    assert_one_line(command(*arguments), ["auto_map", "--allow remote-code"])
+    assert not list(tmp_path.rglob("ran"))
+    allowed = command(*arguments, "--allow", "remote-code", "--checks", "blocks,logits")
+    assert allowed.status == 0, allowed.err + allowed.out

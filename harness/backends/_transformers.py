@@ -1,0 +1,140 @@
+"""Models of transformers: loaded as transformers loads them, or lifted to float64.
+
+Code that lies in a model's folder is not run, and pickles are not read, unless asked for by name.
+No family is known here.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from engine.files import PICKLES, ModelFiles
+
+from ..errors import ReferenceUnavailable
+from ._lift import lifted
+
+
+def import_torch() -> tuple[Any, Any]:
+    """torch and transformers, quiet. Raises ReferenceUnavailable where they are missing."""
+    try:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ReferenceUnavailable(
+            f"backend torch needs {error.name or 'torch'}, which is not installed: "
+            "pip install 'mlx-parity[reference]', or compare with --reference golden"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return torch, transformers
+
+
+def load_model(files: ModelFiles, dtype: str, attention: str, allow: Collection[str]) -> Any:
+    """The model as transformers loads it, from tensors of any format that is allowed.
+
+    `allow` may hold "remote-code" and "pickle". Raises ReferenceUnavailable.
+    """
+    import torch
+    import transformers
+
+    common = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    if "remote-code" in allow and "auto_map" in files.config:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            str(files.folder), trust_remote_code=True, local_files_only=True, **common
+        )
+    config = _config(transformers, files)
+    mapping: Any = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in mapping:
+        raise ReferenceUnavailable(
+            f"transformers has no causal language model for {config.model_type!r} ({files.folder})"
+        )
+    model, report = mapping[type(config)].from_pretrained(
+        None,
+        config=config,
+        state_dict=_state(torch, files, allow),
+        output_loading_info=True,
+        **common,
+    )
+    if wrong := sorted(report["missing_keys"]) or sorted(report["mismatched_keys"]):
+        raise ReferenceUnavailable(
+            f"transformers misses parameter {wrong[0]!r} in {files.folder}: "
+            "the weights do not belong to this config.json"
+        )
+    return model
+
+
+def lift(model: Any) -> Any:
+    """The weights of a model in one built, rotary frequencies included, in float64."""
+    from transformers import initialization
+
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"
+    with lifted(), initialization.no_init_weights():
+        high = type(model)(config)
+    state = model.state_dict()
+    floating = {name: v.double() for name, v in state.items() if v.is_floating_point()}
+    high.double().load_state_dict({**state, **floating})
+    return high
+
+
+def _state(torch: Any, files: ModelFiles, allow: Collection[str]) -> dict[str, Any]:
+    """The checkpoint as torch tensors, by its own names."""
+    if files.weights[0].suffix in PICKLES and "pickle" in allow:
+        shards = [torch.load(path, map_location="cpu", weights_only=True) for path in files.weights]
+        return {name: value for shard in shards for name, value in shard.items()}
+    if files.weights[0].suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return {k: v for shard in files.weights for k, v in load_file(shard).items()}
+    from engine.weights import read_weights
+
+    return {name: _to_torch(torch, array) for name, array in read_weights(files).items()}
+
+
+def _to_torch(torch: Any, array: Any) -> Any:
+    """An mlx array as a torch tensor, bit for bit."""
+    import mlx.core as mx
+
+    if array.dtype == mx.bfloat16:
+        return torch.from_numpy(np.array(array.view(mx.uint16))).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+def _config(transformers: Any, files: ModelFiles) -> Any:
+    raw = copy.deepcopy(dict(files.config))  # transformers writes into nested settings
+    try:
+        return transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+    except Exception as error:  # validation errors of many kinds
+        if "auto_map" in files.config:
+            raise ReferenceUnavailable(
+                f"transformers would run code that lies in {files.folder} (auto_map), "
+                "which is refused: --allow remote-code runs it"
+            ) from None
+        raise ReferenceUnavailable(
+            f"transformers {transformers.__version__} does not accept the configuration of "
+            f"{files.folder}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def decoder_layers(model: Any) -> tuple[str, Any]:
+    """Path and list of the decoder layers: the module list as long as the config says."""
+    import torch
+
+    count = model.config.num_hidden_layers
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return path, module
+    raise ReferenceUnavailable(f"{type(model).__name__} has no list of {count} decoder layers")
+
+
+def last_norm(model: Any, layers_path: str) -> Any:
+    """The norm after the last block: the last one beside the list of layers."""
+    owner = model.get_submodule(layers_path.rpartition(".")[0])
+    norms = [m for m in owner.children() if "norm" in type(m).__name__.lower()]
+    return norms[-1] if norms else None
