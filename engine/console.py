@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from .errors import EngineError
 
 BAD_INPUT = 2
+BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")  # each owns libmlx.so
 
 
 def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
@@ -41,5 +43,30 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         message = str(error)
+    except ImportError as error:
+        if debug or "mlx" not in f"{error.name} {error}":
+            raise
+        message = missing_mlx(error)
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     return BAD_INPUT
+
+
+def missing_mlx(error: ImportError) -> str:
+    """Why MLX cannot be imported, and the way out; Linux needs exactly one build beside it."""
+    builds = [name for name in BUILDS if _version(name)]
+    if _version("mlx") is None:
+        problem = "MLX is not installed"
+    elif len(builds) > 1:
+        problem = f"{' and '.join(builds)} own the same library: uninstall all but one"
+    elif sys.platform == "linux" and not builds:
+        problem = "mlx is installed without a build for Linux"
+    else:
+        problem = f"mlx {_version('mlx')} cannot be imported ({str(error).splitlines()[0]})"
+    return f"{problem}: pip install 'mlx-parity[cpu]', or [cuda13] for an NVIDIA GPU"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import BackendUnavailable
-
 PACKAGES = ("mlx", "mlx-lm", "torch", "transformers", "tokenizers", "numpy", "safetensors")
 VARIABLES = ("MLX_ENABLE_TF32", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE")
 
@@ -57,27 +55,6 @@ def product_error() -> float:
     actual = np.array(mx.array(a) @ mx.array(b))
     expected = a.astype(np.float64) @ b.astype(np.float64)
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
-
-
-def check_mlx() -> None:
-    """Explain, in one line, an MLX that is not there or has no library.
-
-    Raises BackendUnavailable. On Linux mlx needs exactly one of its builds beside it.
-    """
-    try:
-        import mlx.core  # noqa: F401
-    except ImportError as error:
-        builds = [name for name in ("mlx-cpu", "mlx-cuda-13", "mlx-cuda-12") if version(name)]
-        if version("mlx") is None:
-            problem = "MLX is not installed"
-        elif len(builds) > 1:
-            problem = f"{' and '.join(builds)} own the same library: uninstall all but one"
-        elif sys.platform == "linux" and not builds:
-            problem = "mlx is installed without a build for Linux"
-        else:
-            problem = f"mlx {version('mlx')} cannot be imported ({str(error).splitlines()[0]})"
-        way = "pip install 'mlx-parity[cpu]' (or [cuda13] on an NVIDIA GPU)"
-        raise BackendUnavailable(f"{problem}: {way}") from None
 
 
 def peak_memory_bytes() -> int:

@@ -57,7 +57,6 @@ def compare(
         if name not in ALLOWABLE:
             raise BadOption(f"--allow {name!r}: there are {', '.join(ALLOWABLE)}")
     questions = chosen(checks)
-    environment.check_mlx()
     files = find_model(model, revision, pickles="pickle" in allow)
     reference = reference or ("torch" if installed("torch", "transformers") else "golden")
     named = candidate if isinstance(candidate, str) else getattr(candidate, "__qualname__", "?")
