@@ -87,13 +87,18 @@ class Comparison:
             self._observed[probe.name] = self._observe(probe)
         return self._observed[probe.name]
 
+    @property
+    def observed(self) -> list[Observation]:
+        """The probes that some check has asked for, in that order."""
+        return list(self._observed.values())
+
     def observations(self) -> list[Observation]:
         """All probes, observed."""
         for done, probe in enumerate(self.probes):
             self._progress(done, len(self.probes), f"probe {probe.name}, {self.dtype}")
             self.observation(probe)
         self._progress(len(self.probes), len(self.probes), "")
-        return list(self._observed.values())
+        return self.observed
 
     def modules(self, probe: Probe, block: int) -> list[SiteDiff]:
         """Diffs of the modules inside one block, isolated, in the reference's order.

@@ -15,13 +15,14 @@ from engine.files import ModelFiles, find_model
 from . import environment
 from .backends import Backend, Request, load_backend
 from .checks import chosen
+from .checks import environment as environment_check
 from .comparison import Comparison, with_dtype
 from .diagnosis import diagnose
 from .errors import BadOption
 from .metrics import FLOOR
 from .probes import read_prompts
 from .reference import LiveReference, Oracle, Reference, Truth, has_tokenizer
-from .types import Probe, Verdict
+from .types import ERROR, Probe, Verdict
 
 ALLOWABLE = ("remote-code", "pickle")
 Progress = Callable[[int, "int | None", str], None]
@@ -79,13 +80,16 @@ def compare(
         _add(verdict, f"load reference {rung}", time.perf_counter() - loaded)
         probes = [*expected.probes, *_prompts(prompts, expected, files)]
         comparison = Comparison(files, expected, actual, probes, progress)
-        for name, check in questions.items():
+        for name, check in {"environment": environment_check, **questions}.items():
             begin = time.perf_counter()
             tell(0, None, f"{name}, {rung}")
-            verdict.checks.append(with_dtype(check.run(comparison), rung))
+            result = with_dtype(check.run(comparison), rung)
             _add(verdict, name, time.perf_counter() - begin)
-        if set(questions) & {"blocks", "logits", "greedy"}:
-            verdict.sites += [d for o in comparison.observations() for d in o.diffs]
+            if name in questions or result.verdict == ERROR:
+                verdict.checks.append(result)
+            if result.verdict == ERROR:
+                break  # no number of this rung would mean anything
+        verdict.sites += [diff for seen in comparison.observed for diff in seen.diffs]
     verdict.diagnosis = diagnose(verdict.checks, verdict.sites)
     verdict.peak_memory_bytes = environment.peak_memory_bytes()
     return verdict

@@ -71,6 +71,18 @@ def build_probes(
     return probes
 
 
+def decodable_length(config: Mapping[str, Any]) -> int | None:
+    """The longest sequence that decoding token by token computes as one pass does, if there is one.
+
+    Learned positions end; and past its length a dynamic rotary base grows with every token, while
+    the keys of earlier tokens keep the base they were made with, in transformers too.
+    """
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if scaling.get("rope_type", scaling.get("type")) == "dynamic":
+        return config.get("max_position_embeddings")
+    return config.get("n_positions")
+
+
 def trained_length(config: Mapping[str, Any]) -> int | None:
     """The length a rotary scaling starts from, where config.json has one that depends on it."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}

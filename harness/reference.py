@@ -20,7 +20,7 @@ from engine.weights import read_weights
 
 from .backends import Backend
 from .metrics import position_rms, relative_error
-from .probes import GREEDY_TOKENS, TEXT, TEXTS, build_probes
+from .probes import GREEDY_TOKENS, TEXT, TEXTS, build_probes, decodable_length
 from .types import ISOLATED, PROPAGATED, Evidence, Probe, Site, TokenFacts
 
 
@@ -85,12 +85,12 @@ class LiveReference:
         ids = self._facts.ids[TEXT] if self._facts else None
         bos_id = self._facts.bos_id if self._facts else None
         probes = build_probes(self._files.config, self.rows, ids, bos_id)
-        prompt = next((p for p in probes if p.kind == "text"), probes[-1])
+        prompt = next(p for kind in ("text", "random") for p in probes if p.kind == kind)
         return [*probes, self.continued(prompt)]
 
     def continued(self, probe: Probe) -> Probe:
         """A probe and the tokens the reference takes after it."""
-        room = self._files.config.get("n_positions") or len(probe.tokens) + GREEDY_TOKENS
+        room = decodable_length(self._files.config) or len(probe.tokens) + GREEDY_TOKENS
         count = max(1, min(GREEDY_TOKENS, room - len(probe.tokens)))
         taken = self._twin.greedy(probe.tokens, count)
         return Probe(

@@ -66,8 +66,8 @@ def test_a_defect_of_ours_is_no_one_liner(monkeypatch):
     app = typer.Typer(pretty_exceptions_enable=False)
 
     @app.command()
-    def broken() -> None:
+    def broken(what: str) -> None:
         raise RuntimeError("ours")
 
     with pytest.raises(RuntimeError, match="ours"):
-        console.run(app, "broken", ["--debug"])
+        console.run(app, "broken", ["x"])
