@@ -3,20 +3,13 @@
     python -m harness.golden.train NAME [--out golden/models]      NAME: tiny-llama, tiny-gemma3,
                                                                    tiny-gpt2 or all
 
-Each model is one `Recipe` below, data only; the rest of the file is common to all. A model is
-built and trained in float32 by transformers' own class, and made to expose faults: norm gains
-and biases start at random, far from one and zero, and query and key weights start large, so that
-attention is peaked. A row of the training data is what generation sees: BOS where the tokenizer
-adds one, then text. The text is the Python standard library's source, which every machine has.
+Each model is one `Recipe` of `recipes.py`. It is built and trained in float32 by transformers' own
+class. A row of the training data is what generation sees: BOS where the tokenizer adds one, then
+text. The text is the Python standard library's source, which every machine has.
 
 Promised: on one machine, with one version of Python (the text is its library), torch,
 transformers and tokenizers, a second run writes the same bytes, `training.json` apart (it holds
 the seconds). Not promised: the same bytes from another processor, thread count or version.
-
-`config.json` is spelled as transformers 4 spells it (rope_theta + rope_scaling,
-rope_local_base_freq + sliding_window_pattern): transformers 5 reads both spellings, mlx-lm 0.32.2
-only this one, and falls back to its defaults in silence on the newer. The dictionary that is
-written is the one the model was built from.
 
 This module knows nothing of the engine, of MLX, of traces and of the manifest.
 """
@@ -30,19 +23,19 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .recipes import CONTEXT, RECIPES, Recipe
+from .vocabulary import TOKENIZERS, VOCABULARY
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-VOCABULARY = 512
-CONTEXT = 256  # tokens a row holds: every position a config allows is trained
 BATCH = 8
 THREADS = 2  # sums depend on how work is split, so the count is part of the recipe
 REPORT_EVERY = 100  # steps between two printed lines
@@ -63,298 +56,6 @@ uuid warnings wave weakref xml/dom/minidom zipapp
 """
 TRAIN_FILES = tuple(_TRAIN_FILES.split())
 HELD_OUT_FILES = ("cProfile", "fnmatch", "json/tool", "netrc", "quopri", "reprlib", "shlex")
-
-
-@dataclass(frozen=True)
-class Start:
-    """How the parameters whose name matches `names` begin; the rest begin as the class does."""
-
-    names: str  # regular expression, searched
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that makes one golden model."""
-
-    name: str
-    architecture: str  # class in transformers
-    config: Mapping[str, Any]  # config.json itself; the class's config is built from it
-    tokenizer: str  # key of TOKENIZERS
-    tokenizer_config: Mapping[str, Any]  # tokenizer_config.json itself
-    starts: tuple[Start, ...]  # the first that matches counts
-    steps: int
-    weights: str = "safetensors"  # or npz
-    peak_rate: float = 3e-3
-    seed: int = 20
-
-
-COMMON = {"vocab_size": VOCABULARY, "torch_dtype": "float32", "use_cache": True}
-
-LLAMA = Recipe(
-    name="tiny-llama",
-    architecture="LlamaForCausalLM",
-    config=COMMON
-    | {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "hidden_size": 60,  # not a square
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 24,  # not 60 / 4
-        "intermediate_size": 160,
-        "hidden_act": "silu",
-        "attention_bias": True,
-        "mlp_bias": True,
-        "tie_word_embeddings": False,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": CONTEXT,
-        "rope_theta": 5000.0,
-        # wavelengths are 6 to 15454 tokens: two of the twelve stay, two blend, eight are stretched
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
-        "attention_dropout": 0.0,
-    },
-    tokenizer="llama3",
-    tokenizer_config={
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|begin|>",
-        "eos_token": "<|end|>",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": CONTEXT,
-    },
-    starts=(
-        Start(r"norm\.weight$", 0.5, 1.5),
-        Start(r"\.bias$", -0.3, 0.3),
-        Start(r"[qk]_proj\.weight$", -0.35, 0.35),
-    ),
-    steps=2000,
-)
-
-GEMMA3 = Recipe(
-    name="tiny-gemma3",
-    architecture="Gemma3ForCausalLM",
-    config=COMMON
-    | {
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": 2,
-        # A square on purpose: mlx-lm 0.32.2 rounds the embedding's scale sqrt(hidden_size) to
-        # bfloat16 at every dtype (models/gemma3_text.py, Gemma3Model.__call__), so that any
-        # other width would be a true difference; 8 is exact.
-        "hidden_size": 64,
-        "num_hidden_layers": 7,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 24,  # not 64 / 4
-        "query_pre_attn_scalar": 18,  # neither head_dim nor 64 / 4
-        "intermediate_size": 128,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "attention_bias": False,
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 3e-5,
-        "max_position_embeddings": CONTEXT,
-        "rope_theta": 20000.0,  # global layers
-        "rope_local_base_freq": 3000.0,
-        "rope_scaling": None,
-        "sliding_window": 8,
-        "sliding_window_pattern": 3,  # blocks 2 and 5 see everything, the others the window
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-        "attention_dropout": 0.0,
-    },
-    tokenizer="gemma",
-    tokenizer_config={
-        "tokenizer_class": "GemmaTokenizer",
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "pad_token": "<pad>",
-        "eos_token": "<eos>",
-        "bos_token": "<bos>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",  # GemmaTokenizer would add it beyond the embedding's rows
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": CONTEXT,
-    },
-    # a Gemma norm multiplies by 1 + weight
-    starts=(
-        Start(r"[qk]_norm\.weight$", 0.2, 1.0),
-        Start(r"norm\.weight$", -0.5, 0.5),
-    ),
-    steps=1200,
-)
-
-GPT2 = Recipe(
-    name="tiny-gpt2",
-    architecture="GPT2LMHeadModel",
-    config=COMMON
-    | {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "n_embd": 60,  # not a square
-        "n_layer": 4,
-        "n_head": 4,
-        "n_inner": None,  # 4 * n_embd, which mlx-lm takes for granted
-        "n_positions": CONTEXT,
-        "n_ctx": CONTEXT,  # mlx-lm requires the old spelling too
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 3e-5,
-        "tie_word_embeddings": True,
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-    },
-    tokenizer="gpt2",
-    tokenizer_config={
-        "tokenizer_class": "GPT2Tokenizer",
-        "add_prefix_space": False,
-        "bos_token": "<|endoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": CONTEXT,
-    },
-    starts=(
-        Start(r"ln_\w+\.weight$", 0.5, 1.5),
-        Start(r"\.bias$", -0.3, 0.3),
-        Start(r"c_attn\.weight$", -0.35, 0.35),
-    ),
-    steps=2500,
-    weights="npz",
-)
-
-RECIPES = {recipe.name: recipe for recipe in (LLAMA, GEMMA3, GPT2)}
-
-
-# Tokenizers ---------------------------------------------------------------------------------
-
-
-def _llama3_tokenizer(texts: list[str]) -> Tokenizer:
-    """Return a byte-level BPE that splits as Llama 3 does and begins every text with BOS."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-
-    words = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(words), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    _learn_merges(tokenizer, texts, ["<|begin|>", "<|end|>"], pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin|> $A",
-        pair="<|begin|> $A <|begin|> $B",
-        special_tokens=[("<|begin|>", 0)],
-    )
-    return tokenizer
-
-
-def _gpt2_tokenizer(texts: list[str]) -> Tokenizer:
-    """Return GPT-2's byte-level BPE: no BOS, one special token that ends a text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    _learn_merges(tokenizer, texts, ["<|endoftext|>"], pre_tokenizers.ByteLevel.alphabet())
-    return tokenizer
-
-
-def _gemma_tokenizer(texts: list[str]) -> Tokenizer:
-    """Return a BPE over characters, in SentencePiece's manner, with byte fallback and BOS.
-
-    The pipeline is the one transformers' GemmaTokenizer builds whatever the file says, so the
-    file says the same.
-    """
-    from tokenizers import (
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-    )
-
-    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-    characters = [chr(code) for code in range(0x21, 0x7F)] + ["\n", "\t", "\u2581"]
-    words = "\u2581*[A-Za-z0-9_]+|\u2581*[^A-Za-z0-9_\u2581\n]+|\u2581+|\n+"
-
-    learner = Tokenizer(models.BPE())
-    learner.normalizer = normalizers.Replace(" ", "\u2581")
-    # for learning alone: without it the whole corpus would be one word
-    learner.pre_tokenizer = pre_tokenizers.Split(Regex(words), "isolated")
-    _learn_merges(learner, texts, specials + fallback, characters)
-    learned = json.loads(learner.to_str())["model"]
-
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=learned["vocab"],
-            merges=[tuple(pair) for pair in learned["merges"]],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A <bos> $B:1", special_tokens=[("<bos>", 2)]
-    )
-    tokenizer.add_special_tokens(specials)
-    return tokenizer
-
-
-TOKENIZERS: dict[str, Callable[[list[str]], Tokenizer]] = {
-    "llama3": _llama3_tokenizer,
-    "gemma": _gemma_tokenizer,
-    "gpt2": _gpt2_tokenizer,
-}
-
-
-def _learn_merges(
-    tokenizer: Tokenizer,
-    texts: list[str],
-    specials: list[str],
-    alphabet: list[str],
-) -> None:
-    from tokenizers import trainers
-
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=specials,
-        initial_alphabet=sorted(alphabet),
-        limit_alphabet=len(alphabet),  # a rarer character goes to the byte fallback
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() != VOCABULARY:
-        raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, not {VOCABULARY}")
-
-
-# Training -----------------------------------------------------------------------------------
 
 
 def train(name: str, out: Path, steps: int | None = None) -> dict[str, Any]:
