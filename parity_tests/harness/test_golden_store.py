@@ -10,7 +10,8 @@ import pytest
 
 from engine.files import find_model
 from harness.errors import BadGolden
-from harness.golden.store import GoldenReference, record, verify, weights_digest
+from harness.golden.manifest import weights_digest
+from harness.golden.store import GoldenReference, record, verify
 from harness.metrics import relative_error
 
 
@@ -54,7 +55,7 @@ def test_what_is_shipped_is_what_a_new_recording_says(tiny_llama, tmp_path, monk
     record(str(tiny_llama), "torch", "float32", tmp_path)
     files = find_model(tiny_llama)
     shipped = GoldenReference(files, "float32")
-    monkeypatch.setattr("harness.golden.store._folders", lambda files: [tmp_path])
+    monkeypatch.setattr("harness.golden.manifest.golden_folders", lambda files: [tmp_path])
     new = GoldenReference(files, "float32")
     assert new.tokens() == shipped.tokens()
     for probe in shipped.probes:
@@ -104,7 +105,7 @@ def other_config(folder):
         (truncated, "altered or cut short"),
         (gone, "cannot be read"),
         (other_weights, "another weights"),
-        (other_config, "another config.json"),
+        (other_config, "another config"),
     ],
 )
 def test_verify_names_and_refuses_what_changed(command, golden, spoil, words):
@@ -159,7 +160,7 @@ def test_an_interrupted_recording_leaves_the_old_one(golden, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.golden.store.os.replace", full)
+    monkeypatch.setattr("harness.golden.manifest.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         record(str(golden / "models" / "tiny-llama"), "torch", "float32", golden)
     assert {p: p.read_bytes() for p in golden.rglob("*") if p.is_file()} == before
