@@ -86,10 +86,10 @@ class Config:
         top-level `rope_scaling` applies to this layer type. Precedence as in transformers 5:
         `rope_scaling`, then `rope_parameters`, then top-level keys, then the default.
         """
-        nested = self.raw.get("rope_parameters") or {}
+        nested = self._get("rope_parameters", {}, dict)
         if layer_type is not None and any(isinstance(v, Mapping) for v in nested.values()):
             nested = nested.get(layer_type) or {}
-        scaling = (self.raw.get("rope_scaling") or {}) if scaled else {}
+        scaling = self._get("rope_scaling", {}, dict) if scaled else {}
         merged = {**nested, **scaling} if layer_type is not None else dict(scaling or nested)
         kind = merged.get("rope_type", merged.get("type", "default"))
         theta = merged.get("rope_theta") or self.number(theta_key, default_theta)
@@ -108,12 +108,19 @@ class Config:
             raise UnsupportedArchitecture(
                 f"rotary setting {sorted(unknown)[0]!r} in {self.where}: not supported for {kind!r}"
             )
+        for key, value in (("rope_theta", theta), ("partial_rotary_factor", partial)):
+            if not isinstance(value, (int, float)) or value <= 0:
+                raise InvalidConfig(f"{key} is {value!r} in {self.where}: it must be above 0")
         needed = {"linear": ("factor",), "dynamic": ("factor",)}.get(kind, ())
         if kind == "llama3":
             needed = ("factor", "low_freq_factor", "high_freq_factor")
         for key in needed:
-            if not isinstance(merged.get(key), (int, float)):
-                raise InvalidConfig(f"rotary scaling {kind!r} in {self.where} lacks {key!r}")
+            value = merged.get(key)
+            if not isinstance(value, (int, float)) or value <= 0:
+                raise InvalidConfig(
+                    f"rotary scaling {kind!r} in {self.where} has {key} {value!r}: "
+                    "a number above 0 is needed"
+                )
         return RopeSpec(
             dims=int(head_dim * partial),
             theta=float(theta),

@@ -22,6 +22,8 @@ def diagnose(checks: Sequence[CheckResult], sites: Sequence[SiteDiff]) -> str | 
         return f"a parameter is not the reference's: {by['weights'].reason}"
     if any(d.site.kind == "embedding" for d in off):
         return "what enters block 0 is off: embedding, its scale, positions, or the tokens"
+    if not any(d.mode == ISOLATED for d in sites) and "logits" in by:
+        return "the logits are off, and the candidate shows no blocks, so no place can be named"
     if isolated and late is not None:
         where = _blocks(isolated)
         return (

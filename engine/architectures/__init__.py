@@ -13,7 +13,7 @@ import pkgutil
 from types import ModuleType
 
 from ..config import Config
-from ..errors import UnsupportedArchitecture
+from ..errors import InvalidConfig, UnsupportedArchitecture
 from ..spec import DecoderSpec
 
 
@@ -38,8 +38,28 @@ def decoder_spec(config: Config) -> DecoderSpec:
     """What the model of this config.json is, as data."""
     model_type = config.text("model_type")
     try:
-        return architecture(model_type).spec(config)
+        spec = architecture(model_type).spec(config)
     except UnsupportedArchitecture as error:
         if config.where in str(error):
             raise
         raise UnsupportedArchitecture(f"{error} ({config.where})") from None
+    _check(spec, config.where)
+    return spec
+
+
+def _check(spec: DecoderSpec, where: str) -> None:
+    """Raise InvalidConfig for numbers no decoder can be built from."""
+    for block in spec.blocks:
+        attention, rope = block.attention, block.attention.rope
+        wrong = {
+            f"num_key_value_heads is {attention.kv_heads}": attention.heads % attention.kv_heads,
+            f"head width is {attention.head_dim}": attention.head_dim < 1,
+            f"norm epsilon is {block.norm.eps}": block.norm.eps < 0,
+            f"rotary width is {rope and rope.dims}": rope and (rope.dims < 2 or rope.dims % 2),
+        }
+        for what, is_wrong in wrong.items():
+            if is_wrong:
+                raise InvalidConfig(
+                    f"{what} in {where}: {attention.heads} heads of width {attention.head_dim} "
+                    "cannot be built with it"
+                )

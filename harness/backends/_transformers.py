@@ -19,6 +19,11 @@ from ..errors import ReferenceUnavailable
 from ._lift import lifted
 
 
+def one_line(error: BaseException) -> str:
+    """An error of somebody else's on one line, short enough to read."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def import_torch() -> tuple[Any, Any]:
     """torch and transformers, quiet. Raises ReferenceUnavailable where they are missing."""
     try:
@@ -118,7 +123,7 @@ def _config(transformers: Any, files: ModelFiles) -> Any:
             ) from None
         raise ReferenceUnavailable(
             f"transformers {transformers.__version__} does not accept the configuration of "
-            f"{files.folder}: {str(error).splitlines()[0]}"
+            f"{files.folder}: {one_line(error)}"
         ) from None
 
 

@@ -30,6 +30,7 @@ from ..types import Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
 from ._mlx import Gathered, as_mlx, in_chunks, weights_of
+from ._transformers import one_line
 
 
 def load(request: Request) -> MLXLMBackend:
@@ -58,7 +59,7 @@ class MLXLMBackend:
             try:
                 self.model, _ = mlx_lm.utils.load_model(folder)
             except Exception as error:  # mlx-lm raises nearly anything for a model it cannot load
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = one_line(error)
                 kind = UnsupportedArchitecture if "not supported" in reason else CorruptWeights
                 raise kind(f"mlx-lm cannot load {files.folder}: {reason}") from None
         self.model.set_dtype(DTYPES[dtype])

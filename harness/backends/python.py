@@ -21,6 +21,7 @@ from ..errors import BadCandidate
 from ..types import Site, TokenFacts
 from . import Observe, Request, rows
 from ._code import code_of
+from ._transformers import one_line
 
 _BLOCK = re.compile(r"^(?P<block>.*?\.(?P<index>\d+))(?:\.(?P<part>.+))?$")
 
@@ -80,7 +81,13 @@ class PythonBackend:
             return _like(feed[at], value)
 
         arguments = {"tap": tap} if self._taps else {}
-        logits = _array(self._function(list(tokens), **arguments))
+        try:
+            logits = _array(self._function(list(tokens), **arguments))
+        except Exception as error:  # the user's function may raise anything
+            text = (
+                f"{self.name} raised {type(error).__name__}: {one_line(error)} (--debug shows it)"
+            )
+            raise BadCandidate(text) from error
         logits = logits[0] if logits.ndim == 3 else logits
         if logits.ndim != 2 or logits.shape[0] != len(tokens):
             raise BadCandidate(
@@ -123,7 +130,7 @@ def _function(argument: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's module may raise anything
         raise BadCandidate(
-            f"candidate 'python:{argument}': {type(error).__name__}: {error}"
+            f"candidate 'python:{argument}': {type(error).__name__}: {one_line(error)}"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -20,7 +20,7 @@ from ..types import Site, TokenFacts
 from . import Observe, Request, rows
 from ._code import code_of
 from ._lift import lifted
-from ._transformers import decoder_layers, import_torch, last_norm, lift, load_model
+from ._transformers import decoder_layers, import_torch, last_norm, lift, load_model, one_line
 
 DTYPES = ("float32", "bfloat16", "float16")
 SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
@@ -137,8 +137,7 @@ class TorchBackend:
             )
         except Exception as error:  # transformers raises nearly anything here
             raise ReferenceUnavailable(
-                f"transformers cannot load the tokenizer of {self._files.folder}: "
-                f"{str(error).splitlines()[0]}"
+                f"transformers cannot load the tokenizer of {self._files.folder}: {one_line(error)}"
             ) from None
         return TokenFacts(
             ids={text: tuple(tokenizer(text)["input_ids"]) for text in texts},

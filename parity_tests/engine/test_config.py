@@ -75,7 +75,12 @@ def test_unsupported_model_type_lists_the_nearest_first():
         ({"hidden_size": None}, "hidden_size is missing in x/config.json"),
         ({"hidden_size": "72"}, "hidden_size is '72' in x/config.json"),
         ({"hidden_size": 0}, "hidden_size is 0 in x/config.json"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "lacks 'factor'"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3 in x/config.json"),
+        ({"rms_norm_eps": -1.0}, "norm epsilon is -1.0 in x/config.json"),
+        ({"head_dim": 25}, "rotary width is 25 in x/config.json"),
+        ({"rope_theta": 0}, "rope_theta is 0 in x/config.json"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear' in x/config.json"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "'linear' in x/config.json has factor None"),
     ],
 )
 def test_wrong_values_are_named_with_their_place(changes, words):

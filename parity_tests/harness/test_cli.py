@@ -112,6 +112,7 @@ def test_prompts_become_probes(command, tiny_llama, tmp_path):
         (["--model", "tiny-llama", "--checks", "blocs"], ["'blocs'", "blocks"]),
         (["--model", "tiny-llama", "--candidate", "python:no.such:f"], ["no.such"]),
         (["--model", "tiny-llama", "--candidate", "python:json:nothing"], ["'nothing'"]),
+        (["--model", "tiny-llama", "--candidate", "python:os:getenv"], ["python:os:getenv raised"]),
         (["--model", "tiny-llama", "--candidate", "golden"], ["golden", "reference"]),
         (["--model", "tiny-llama", "--reference", "golden:engine"], ["engine", "golden record"]),
         (["--model", "tiny-llama", "--reference", "golden", "--dtype", "float16"], ["float16"]),
