@@ -38,7 +38,10 @@ class PythonBackend:
     def __init__(self, function: Callable[..., Any], name: str, dtype: str) -> None:
         self._function, self.dtype = function, dtype
         self.name = f"python:{name}"
-        self._taps = "tap" in inspect.signature(function).parameters
+        try:
+            self._taps = "tap" in inspect.signature(function).parameters
+        except ValueError:  # a builtin does not tell
+            self._taps = False
         self.limits: Mapping[str, str] = {
             "cache": "a function of all tokens has no cache",
             **({} if self._taps else {"sites": f"{self.name} has no parameter `tap`"}),
@@ -84,10 +87,8 @@ class PythonBackend:
         try:
             logits = _array(self._function(list(tokens), **arguments))
         except Exception as error:  # the user's function may raise anything
-            text = (
-                f"{self.name} raised {type(error).__name__}: {one_line(error)} (--debug shows it)"
-            )
-            raise BadCandidate(text) from error
+            what = f"{type(error).__name__}: {one_line(error)}"
+            raise BadCandidate(f"{self.name} raised {what} (--debug shows where)") from error
         logits = logits[0] if logits.ndim == 3 else logits
         if logits.ndim != 2 or logits.shape[0] != len(tokens):
             raise BadCandidate(
