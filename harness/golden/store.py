@@ -24,6 +24,7 @@ from engine.weights import read_weights
 from .. import environment
 from ..backends import Request
 from ..errors import BadGolden
+from ..metrics import margins
 from ..probes import TEXTS
 from ..reference import Oracle, rounded
 from ..types import ISOLATED, PROPAGATED, Evidence, Probe, Site, TokenFacts
@@ -141,7 +142,11 @@ def record(
             arrays[f"{index}.reference.{k}"] = np.ascontiguousarray(own[site], dtype=np.float32)
         arrays[f"{index}.spread"] = evidence.spread
         noise = {m: [evidence.noise[m][s] for s in sites] for m in (PROPAGATED, ISOLATED)}
-        probes.append({**vars(probe), "tokens": list(probe.tokens), "noise": noise})
+        entry = {**vars(probe), "tokens": list(probe.tokens), "noise": noise}
+        if probe.prompt is not None:  # how far each greedy token was ahead of the next best
+            chosen = slice(probe.prompt - 1, len(probe.tokens) - 1)
+            entry["margins"] = margins(evidence.logits)[chosen].tolist()
+        probes.append(entry)
     facts = live.tokens()
     content = {
         "schema": SCHEMA,

@@ -30,6 +30,16 @@ def golden(tmp_path, tiny_llama):
     return folder
 
 
+def test_greedy_tokens_stand_beside_their_margins(golden):
+    from safetensors import safe_open
+
+    path = next((golden / "traces").iterdir())
+    with safe_open(path, framework="numpy") as file:
+        (greedy,) = [p for p in json.loads(file.metadata()["golden"])["probes"] if p["prompt"]]
+    assert len(greedy["tokens"]) - greedy["prompt"] == len(greedy["margins"]) == 64
+    assert min(greedy["margins"]) > 0
+
+
 def test_what_is_shipped_is_whole(command):
     result = command("harness", "golden", "verify")
     assert result.status == 0, result.err

@@ -11,7 +11,7 @@ import harness
 from parity_tests.families import config_of, variants, write_model
 from parity_tests.parity.test_golden_models import summary
 
-pytestmark = [pytest.mark.parity, pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
