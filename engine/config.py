@@ -79,11 +79,13 @@ class Config:
         theta_key: str = "rope_theta",
         default_theta: float = 10000.0,
         scaled: bool = True,
+        partial: bool = False,
     ) -> RopeSpec:
         """The rotary embedding of one layer type, in either spelling.
 
         `theta_key` is the family's top-level spelling of the base; `scaled` says whether a
-        top-level `rope_scaling` applies to this layer type. Precedence as in transformers 5:
+        top-level `rope_scaling` applies to this layer type, `partial` whether the family rotates a
+        part of the head width at all. Precedence as in transformers 5:
         `rope_scaling`, then `rope_parameters`, then top-level keys, then the default.
         """
         nested = self._get("rope_parameters", {}, dict)
@@ -93,7 +95,11 @@ class Config:
         merged = {**nested, **scaling} if layer_type is not None else dict(scaling or nested)
         kind = merged.get("rope_type", merged.get("type", "default"))
         theta = merged.get("rope_theta") or self.number(theta_key, default_theta)
-        partial = merged.get("partial_rotary_factor") or self.number("partial_rotary_factor", 1.0)
+        part = merged.get("partial_rotary_factor") or self.number("partial_rotary_factor", 1.0)
+        if part != 1.0 and not partial:
+            raise UnsupportedArchitecture(
+                f"partial_rotary_factor is {part!r} in {self.where}: the family rotates whole heads"
+            )
 
         length = self.integer("max_position_embeddings", 2048)
         if kind != "dynamic":
@@ -108,7 +114,7 @@ class Config:
             raise UnsupportedArchitecture(
                 f"rotary setting {sorted(unknown)[0]!r} in {self.where}: not supported for {kind!r}"
             )
-        for key, value in (("rope_theta", theta), ("partial_rotary_factor", partial)):
+        for key, value in (("rope_theta", theta), ("partial_rotary_factor", part)):
             if not isinstance(value, (int, float)) or value <= 0:
                 raise InvalidConfig(f"{key} is {value!r} in {self.where}: it must be above 0")
         needed = {"linear": ("factor",), "dynamic": ("factor",)}.get(kind, ())
@@ -122,7 +128,7 @@ class Config:
                     "a number above 0 is needed"
                 )
         return RopeSpec(
-            dims=int(head_dim * partial),
+            dims=int(head_dim * part),
             theta=float(theta),
             type=kind,
             factor=float(merged.get("factor") or 1.0),

@@ -29,6 +29,9 @@ def llama_like(
     width = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     count = config.integer("num_hidden_layers")
+    # An explicit null means as many as query heads; absence means the family's default.
+    silent = "num_key_value_heads" not in config.raw
+    K: int = config.integer("num_key_value_heads", (kv_heads if silent else None) or heads)
     D: int = config.integer("head_dim", head_dim or width // heads)
     norm = NormSpec("rms", config.number("rms_norm_eps", 1e-6))
     config.raw.setdefault("max_position_embeddings", max_length)
@@ -39,7 +42,7 @@ def llama_like(
         BlockSpec(
             AttentionSpec(
                 heads=heads,
-                kv_heads=config.integer("num_key_value_heads", kv_heads or heads),
+                kv_heads=K,
                 head_dim=D,
                 scale=D**-0.5,
                 rope=config.rope(D),

@@ -92,12 +92,12 @@ class TorchBackend:
         torch = self._torch
         with self._running(), self._hooks(observe, feed, inside, len(tokens)):
             if chunks is None:
-                logits = self._model(torch.tensor([list(tokens)]), use_cache=False).logits
+                logits = self._run(torch.tensor([list(tokens)]), use_cache=False).logits
             else:
                 logits, past, start = [], None, 0
                 for size in chunks:
                     part = torch.tensor([list(tokens[start : start + size])])
-                    out = self._model(part, past_key_values=past, use_cache=True)
+                    out = self._run(part, past_key_values=past, use_cache=True)
                     logits, past = [*logits, out.logits], out.past_key_values
                     start += size
                 logits = torch.cat(logits, dim=1)
@@ -150,6 +150,15 @@ class TorchBackend:
     def locate(self, site: Site) -> str | None:
         module = dict(self._model.named_modules()).get(site.path)
         return None if module is None else code_of(type(module).forward, type(module).__name__)
+
+    def _run(self, ids: Any, **options: Any) -> Any:
+        try:
+            return self._model(ids, **options)
+        except Exception as error:  # a configuration that transformers builds and cannot run
+            raise ReferenceUnavailable(
+                f"transformers cannot run {self._files.folder}: {type(error).__name__}: "
+                f"{one_line(error)} (--debug shows where)"
+            ) from error
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:

@@ -95,6 +95,7 @@ def test_wrong_values_are_named_with_their_place(changes, words):
         ("llama", {"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "'spiral'"),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "twist": 1}}, "'twist'"),
         ("llama", {"hidden_act": "sine"}, "'sine'"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
 )
@@ -105,3 +106,35 @@ def test_settings_without_a_field_are_refused_not_ignored(family, changes, words
     with pytest.raises(UnsupportedArchitecture) as caught:
         Decoder(decoder_spec(Config({**config_of(family, variant), **changes}, "x/config.json")))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("family", supported())
+def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
+    """The defaults of a family are those of its configuration class."""
+    import transformers
+
+    small = {"hidden_size": 64, "intermediate_size": 80, "num_attention_heads": 4}
+    small |= {"num_hidden_layers": 2, "vocab_size": 131}
+    if family == "gpt2":
+        small = {"n_embd": 64, "n_head": 4, "n_layer": 2}
+    configs = [{**small, "num_key_value_heads": 4}]
+    if family == "llama":  # the one class here that takes nulls for both
+        configs.append({**small, "num_key_value_heads": None, "head_dim": None})
+    for config in configs:
+        spec = decoder_spec(Config({**config, "model_type": family}))
+        theirs = transformers.AutoConfig.for_model(family, **config)
+        attention = spec.blocks[0].attention
+        heads = getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
+        assert attention.kv_heads == heads
+        width = getattr(theirs, "head_dim", None) or theirs.hidden_size // attention.heads
+        assert attention.head_dim == width
+        assert spec.tied_head == theirs.tie_word_embeddings
+        assert spec.vocab == theirs.vocab_size and spec.max_length == theirs.max_position_embeddings
+        eps = getattr(theirs, "rms_norm_eps", None) or theirs.layer_norm_epsilon
+        assert spec.blocks[0].norm.eps == eps
+        assert spec.logit_softcap == getattr(theirs, "final_logit_softcapping", None)
+
+
+def test_an_explicit_null_is_not_absence():
+    config = {**config_of("qwen3", "plain"), "num_key_value_heads": None}
+    assert decoder_spec(Config(config)).blocks[0].attention.kv_heads == 4
