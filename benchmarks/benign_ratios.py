@@ -20,7 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def main() -> None:
     import harness
-    from parity_tests.families import config_of, variants, write_model
+    from harness.random_models import config_of, variants, write_model
 
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     found: dict[tuple[str, str, str], list[float]] = defaultdict(list)

@@ -53,6 +53,12 @@ def compare(
     prompts: Annotated[
         Path | None, typer.Option(help="More probes: a text or list of ids a line.")
     ] = None,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Add prompts until no answer is open.")
+    ] = False,
+    depth: Annotated[
+        str, typer.Option(help="block, or module to measure inside every block.")
+    ] = "block",
     json: Annotated[Path | None, typer.Option(help="Write the verdict to this file.")] = None,
     allow: Annotated[
         str | None,
@@ -80,6 +86,8 @@ def compare(
                 names,
                 device=device,
                 prompts=prompts,
+                until_decided=until_decided,
+                depth=depth,
                 revision=revision,
                 allow=_list(allow) or (),
                 progress=progress,
@@ -98,6 +106,26 @@ def compare(
         if check.verdict == ERROR:
             print(f"harness: {check.reason}", file=sys.stderr)
     return verdict.exit_status
+
+
+@app.command()
+def calibrate(
+    seeds: Annotated[int, typer.Option(help="Random models of every family.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu or gpu, for MLX.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Default ~/.mlx-parity/limits/DEVICE-CLASS.json.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Results so far; the file grows as they come.")
+    ] = None,
+) -> None:
+    """Measure the limits of this device: harmless implementations, scored as candidates."""
+    from .calibration import calibrate as measure
+
+    with _progress() as progress:
+        path = measure(seeds, device=device, jobs=jobs, out=out, resume=resume, progress=progress)
+    print(path)
 
 
 @golden.command()

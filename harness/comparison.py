@@ -7,23 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from engine.files import ModelFiles
 
 from .backends import Backend
-from .metrics import FLOOR, first_bad_token, relative_error
-from .policy import effective_noise, judge, limit
+from .limits import Limits
+from .metrics import first_bad_token, relative_error
+from .policy import decide, effective_noise
 from .reference import Reference
+from .ties import Ties
 from .types import (
+    CONTEXT,
     FAIL,
     INCONCLUSIVE,
     ISOLATED,
+    JUDGED_KINDS,
+    KEY,
     PASS,
     PROPAGATED,
+    QUERY,
     SKIP,
     CheckResult,
+    Decision,
     Divergence,
     Evidence,
     Probe,
@@ -31,14 +39,37 @@ from .types import (
     SiteDiff,
 )
 
+MOST = 64  # prompts of one kind, however close to a limit it is
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What one site of one probe measured, not judged yet."""
+
+    site: Site
+    mode: str
+    probe: Probe
+    error: float
+    noise: float
+    note: str | None = None
+    token: int | None = None
+    ties: int = 0
+
+    @property
+    def ratio(self) -> float:
+        return self.error / self.noise
+
 
 @dataclass
 class Observation:
-    """What the candidate did on one probe. `best` (T,) is its most likely token per position."""
+    """What both sides did on one probe: a measure per site and mode, and three logits (T, V)."""
 
     probe: Probe
-    diffs: list[SiteDiff]
-    best: np.ndarray
+    measures: list[Measure]
+    oracle: np.ndarray  # float64
+    twin: np.ndarray
+    actual: np.ndarray
+    has_oracle: bool
 
 
 class Comparison:
@@ -50,19 +81,17 @@ class Comparison:
         reference: Reference,
         candidate: Backend,
         probes: Sequence[Probe],
+        limits: Limits,
         progress: Callable[[int, int | None, str], None] | None = None,
     ) -> None:
         self.files, self.reference, self.candidate = files, reference, candidate
-        self.dtype = candidate.dtype
+        self.dtype, self.limits = candidate.dtype, limits
         self.probes = list(probes)
-        self._progress = progress or (lambda done, total, what: None)
-        self._evidence: dict[str, Evidence] = {}
+        self.depth = "block"
+        self.decisions: list[Decision] = []  # of checks that judge more than sites
+        self.inner: list[SiteDiff] = []  # modules inside blocks, where they were looked at
+        self.tell = progress or (lambda done, total, what: None)
         self._observed: dict[str, Observation] = {}
-
-    @property
-    def floor(self) -> float:
-        """Half a unit of roundoff of the dtype: no noise counts as less."""
-        return FLOOR[self.dtype]
 
     @property
     def window(self) -> int | None:
@@ -74,13 +103,8 @@ class Comparison:
         for kind in kinds:
             found = [p for p in self.probes if p.kind == kind and len(p.tokens) > 2]
             if found:
-                return max(found, key=lambda p: len(p.tokens))
+                return max(found, key=_length)
         return max((p for p in self.probes if len(p.tokens) > 2), key=_length, default=None)
-
-    def evidence(self, probe: Probe) -> Evidence:
-        if probe.name not in self._evidence:
-            self._evidence[probe.name] = self.reference.evidence(probe)
-        return self._evidence[probe.name]
 
     def observation(self, probe: Probe) -> Observation:
         if probe.name not in self._observed:
@@ -95,72 +119,145 @@ class Comparison:
     def observations(self) -> list[Observation]:
         """All probes, observed."""
         for done, probe in enumerate(self.probes):
-            self._progress(done, len(self.probes), f"probe {probe.name}, {self.dtype}")
+            self.tell(done, len(self.probes), f"probe {probe.name}, {self.dtype}")
             self.observation(probe)
-        self._progress(len(self.probes), len(self.probes), "")
+        self.tell(len(self.probes), len(self.probes), "")
         return self.observed
 
+    def settle(self) -> None:
+        """Add probes of every kind that is not decided yet, until it is, or MOST are reached."""
+        while True:
+            self.observations()
+            _, decisions = self.judged_sites()
+            wanted: dict[str, int] = {}
+            for d in decisions:
+                if d.more is not None:
+                    wanted[d.kind] = max(wanted.get(d.kind, 0), d.more)
+            added = [probe for kind, more in wanted.items() for probe in self._further(kind, more)]
+            if not added:
+                return
+            self.probes += added
+
+    def _further(self, kind: str, more: int) -> list[Probe]:
+        have = sum(probe.kind == kind for probe in self.probes)
+        found = (self.reference.more(kind, i) for i in range(have, min(have + more, MOST)))
+        return [probe for probe in found if probe is not None]
+
+    def decide(
+        self, measure: str, kind: str, ratios: Sequence[float], tests: int, **known: Any
+    ) -> Decision:
+        """Judge and keep what a check measured on the prompts of one kind."""
+        row = self.limits.row(measure, self.dtype, kind)
+        decision = decide(ratios, row, tests, measure=measure, dtype=self.dtype, kind=kind, **known)
+        self.decisions.append(decision)
+        return decision
+
+    def judged_sites(self) -> tuple[list[SiteDiff], list[Decision]]:
+        """Every site of every probe observed so far, with the decision on its kind of probe."""
+        groups: dict[tuple[str, Site, str], list[Measure]] = {}
+        for measure in (m for o in self.observed for m in o.measures):
+            key = measure.mode, measure.site, measure.probe.kind
+            groups.setdefault(key, []).append(measure)
+        blind = {o.probe.name for o in self.observed if not o.has_oracle}
+        diffs, decisions = [], []
+        for (mode, site, kind), measures in groups.items():
+            row = self.limits.row(mode, self.dtype, kind)
+            decision = decide(
+                [m.ratio for m in measures],
+                row,
+                len(groups),
+                measure=mode,
+                dtype=self.dtype,
+                kind=kind,
+                site=site,
+                has_oracle=not any(m.probe.name in blind for m in measures),
+            )
+            decisions.append(decision)
+            diffs += [self._diff(m, row.limit, decision.verdict) for m in measures]
+        return diffs, decisions
+
     def modules(self, probe: Probe, block: int) -> list[SiteDiff]:
-        """Diffs of the modules inside one block, isolated, in the reference's order.
+        """Diffs of the modules inside one block, in the reference's order, each fed the oracle's
+        values of the ones before it.
 
         Empty where the reference is a file: then the block is as near as it gets.
         """
         evidence = self.reference.inside(probe, block)
         if evidence is None or "sites" in self.candidate.limits:
             return []
-        diffs: list[SiteDiff] = []
-        self._run(probe, evidence, ISOLATED, diffs.append, inside=block)
+        measures: list[Measure] = []
+        self._run(probe, evidence, ISOLATED, measures.append, inside=block)
         order = list(evidence.expected[ISOLATED])
-        inner = [diff for diff in diffs if diff.site.kind == "module"]
-        return sorted(inner, key=lambda diff: order.index(diff.site))
+        inner = [m for m in measures if m.site.kind == "module" and m.note is None]
+        inner.sort(key=lambda m: order.index(m.site))
+        allowed = self.limits.row(MODULE, self.dtype, probe.kind).limit
+        diffs = [self._diff(m, allowed, PASS if m.ratio <= allowed else FAIL) for m in inner]
+        self.inner += diffs
+        return diffs
 
     def _observe(self, probe: Probe) -> Observation:
-        evidence = self.evidence(probe)
-        diffs: list[SiteDiff] = []
-        logits = self._run(probe, evidence, PROPAGATED, diffs.append)
+        evidence = self.reference.evidence(probe)
+        measures: list[Measure] = []
+        logits = self._run(probe, evidence, PROPAGATED, measures.append)
         if "sites" not in self.candidate.limits:
-            self._run(probe, evidence, ISOLATED, diffs.append)
-        return Observation(probe, diffs, logits.argmax(axis=1))
+            self._run(probe, evidence, ISOLATED, measures.append)
+        judged = [m for m in measures if m.site.kind in JUDGED_KINDS]
+        has = evidence.has_oracle
+        return Observation(probe, judged, evidence.logits, evidence.twin, logits, has)
 
     def _run(
         self,
         probe: Probe,
         evidence: Evidence,
         mode: str,
-        keep: Callable[[SiteDiff], None],
+        keep: Callable[[Measure], None],
         inside: int | None = None,
     ) -> np.ndarray:
         paths = {site: site for site in evidence.expected[mode]}  # the reference's own paths
+        ties = Ties(evidence, mode, self.dtype)
+        allowed = self.limits.row(mode, self.dtype, probe.kind).limit
 
         def observe(site: Site, actual: np.ndarray) -> None:
-            if site in paths:
-                keep(self._diff(paths[site], mode, probe, actual, evidence))
+            if site not in paths:
+                return
+            ties.see(site, actual)
+            expected = evidence.expected[mode][site]
+            noise = effective_noise(evidence.noise[mode][site], self.dtype)
+            note = token = None
+            if actual.shape != expected.shape:
+                note = f"shape {actual.shape}, the reference has {expected.shape}"
+                error = float("inf")
+            else:
+                kept = ties.kept(site)
+                error = relative_error(actual[kept], expected[kept])
+                if not error / noise <= allowed:
+                    token = first_bad_token(actual, expected, noise, allowed)
+            left = ties.count(site)
+            keep(Measure(paths[site], mode, probe, error, noise, note, token, left))
 
-        feed = evidence.inputs if mode == ISOLATED else None
+        feed = evidence.feed if mode == ISOLATED else None
         return self.candidate.forward(probe.tokens, observe, feed=feed, inside=inside)
 
-    def _diff(
-        self, site: Site, mode: str, probe: Probe, actual: np.ndarray, evidence: Evidence
-    ) -> SiteDiff:
-        expected = evidence.expected[mode][site]
-        noise = effective_noise(evidence.noise[mode][site], self.dtype)
-        allowed = limit(mode, self.dtype)
-        error = relative_error(actual, expected)
-        ratio, verdict = judge(error, noise, allowed, evidence.has_oracle)
-        note = token = None
-        if actual.shape != expected.shape:
-            note = f"shape {actual.shape}, the reference has {expected.shape}"
-        elif verdict == FAIL:
-            token = first_bad_token(actual, expected, noise, allowed)
+    def _diff(self, measure: Measure, allowed: float, verdict: str) -> SiteDiff:
+        """One probe's part in a decision: where a kind fails, the prompts that are beyond."""
+        if verdict == FAIL and measure.ratio <= allowed:
+            verdict = PASS
+        m = measure
         return SiteDiff(
-            site, mode, probe.name, self.dtype, error, noise, ratio, allowed, verdict, note, token
-        )
+            m.site, m.mode, m.probe.name, self.dtype, m.error, m.noise, m.ratio, allowed, verdict,
+            m.note, m.token if verdict == FAIL else None, m.ties,
+        )  # fmt: skip
+
+
+MODULE = "module"  # the measure of what is inside a block
 
 
 def site_result(comparison: Comparison, name: str, kinds: Sequence[str]) -> CheckResult:
     """The answer of a check that asks about sites of some kinds."""
-    observations = comparison.observations()
-    diffs = [d for o in observations for d in o.diffs if d.judged and d.site.kind in kinds]
+    comparison.observations()
+    all_diffs, all_decisions = comparison.judged_sites()
+    diffs = [d for d in all_diffs if d.site.kind in kinds]
+    decisions = [d for d in all_decisions if d.site and d.site.kind in kinds]
     if not diffs:
         reason = comparison.candidate.limits.get("sites", "the candidate shows no such site")
         return CheckResult(name, SKIP, reason)
@@ -168,21 +265,37 @@ def site_result(comparison: Comparison, name: str, kinds: Sequence[str]) -> Chec
     measures = {
         "sites": len({d.site for d in diffs}),
         "probes": len({d.probe for d in diffs}),
+        "ties": sum(d.ties for d in diffs),
         **{f"worst_{mode}_ratio": ratio for mode, ratio in worst.items()},
     }
     failed = [d for d in diffs if d.verdict == FAIL]
     if failed:
         divergence = describe(comparison, name, first(failed))
-        mode = first(failed).mode
-        blocks = {d.site.block for d in failed if d.mode == mode and d.site.block is not None}
-        measures["failed_blocks"] = sorted(blocks)
+        measures["failed_blocks"] = sorted(
+            {d.site.block for d in failed if d.site.block is not None and d.mode == ISOLATED}
+        )
         return CheckResult(name, FAIL, divergence.message, measures, divergence=divergence)
     parts = [f"{ratio:.1f} {mode}" for mode, ratio in worst.items() if ratio is not None]
     reason = f"{measures['sites']} sites x {measures['probes']} probes; at most "
-    if not all(comparison.evidence(o.probe).has_oracle for o in observations):
-        why = "no oracle (PyTorch or a golden): only the distance to the reference is known"
-        return CheckResult(name, INCONCLUSIVE, why, measures)
-    return CheckResult(name, PASS, f"{reason}{', '.join(parts)} x noise", measures)
+    reason += f"{', '.join(parts)} x noise"
+    open_ones = [d for d in decisions if d.verdict == INCONCLUSIVE]
+    if open_ones:
+        return CheckResult(name, INCONCLUSIVE, undecided(open_ones), measures)
+    return CheckResult(name, PASS, reason, measures)
+
+
+def undecided(decisions: Sequence[Decision]) -> str:
+    """Say what is open, and how many more prompts would close it."""
+    wanted = [d for d in decisions if d.more is not None]
+    if not wanted:
+        return "no oracle (PyTorch or a golden): only the distance to the reference is known"
+    worst = max(wanted, key=lambda d: d.more or 0)
+    where = f" at {worst.site.path}" if worst.site else ""
+    return (
+        f"{worst.measure}{where}, {worst.kind!r} probes: between {worst.low:.3g} and "
+        f"{worst.high:.3g} times the noise, limit {worst.limit:g}; about {worst.more} more "
+        f"prompt{'s' if worst.more != 1 else ''} would decide (--until-decided runs them)"
+    )
 
 
 MODES = (ISOLATED, PROPAGATED)
@@ -216,13 +329,13 @@ def describe(comparison: Comparison, check: str, diff: SiteDiff) -> Divergence:
     if diff.token:
         message += f", from token {diff.token} on"
     at = site
-    if site.block is not None and diff.mode == ISOLATED:
+    if site.block is not None and diff.mode == ISOLATED and not diff.note:
         probe = next(p for p in comparison.probes if p.name == diff.probe)
         inner = comparison.modules(probe, site.block)
         culprit = next((d for d in inner if d.verdict == FAIL), None)
         if culprit is not None:
             at = culprit.site
-            message += f"; the first module off is {at.part}"
+            message += f"; the first module off is {_named(at)}"
     code = comparison.candidate.locate(at)
     return Divergence(
         check=check,
@@ -237,6 +350,18 @@ def describe(comparison: Comparison, check: str, diff: SiteDiff) -> Divergence:
         token=diff.token,
         code=code,
     )
+
+
+_INNER = {
+    QUERY: "the queries, norm and rotary done",
+    KEY: "the keys, norm and rotary done",
+    CONTEXT: "attention itself, before its output projection",
+}
+
+
+def _named(site: Site) -> str:
+    explained = _INNER.get(site.part.rpartition(".")[2])
+    return f"{site.part} ({explained})" if explained else site.part
 
 
 def with_dtype(result: CheckResult, dtype: str) -> CheckResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from typing import Any
 
@@ -44,6 +45,18 @@ def mlx_device() -> dict[str, Any]:
     from engine.runtime import device_name
 
     return {"kind": device_name(), "name": str(mx.device_info().get("device_name", "unknown"))}
+
+
+def device_class(device: str) -> str:
+    """What limits are measured for: "cpu-x86_64", "metal-apple-m3-max", "cuda-nvidia-h200".
+
+    `device` is a backend's: cpu, host, metal or cuda.
+    """
+    if device in ("metal", "cuda"):
+        name = str(mlx_device()["name"]).lower()
+        return f"{device}-" + "-".join(re.findall(r"[a-z0-9]+", name))
+    machine = platform.machine().lower()
+    return "cpu-" + {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
 
 
 def product_error() -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from engine.errors import BackendUnavailable
@@ -19,11 +20,13 @@ from .checks import environment as environment_check
 from .comparison import Comparison, with_dtype
 from .diagnosis import diagnose
 from .errors import BadOption
+from .limits import find_limits
 from .metrics import FLOOR
 from .probes import read_prompts
-from .reference import LiveReference, Oracle, Reference, Truth, has_tokenizer
+from .reference import PROMPTS, LiveReference, Oracle, Reference, Truth, has_tokenizer
 from .types import ERROR, Probe, Verdict
 
+DEPTHS = ("block", "module")
 ALLOWABLE = ("remote-code", "pickle")
 Progress = Callable[[int, "int | None", str], None]
 
@@ -37,6 +40,8 @@ def compare(
     *,
     device: str | None = None,
     prompts: str | Path | None = None,
+    until_decided: bool = False,
+    depth: str = "block",
     revision: str | None = None,
     allow: Collection[str] = (),
     progress: Progress | None = None,
@@ -46,7 +51,9 @@ def compare(
 
     `candidate` is a backend's name or a function from token ids to logits (see
     `backends/python.py`). `reference` None means torch where it is installed, else golden. A
-    `dtype` other than float32 adds its rung to the float32 one. `allow` names what the torch
+    `dtype` other than float32 adds its rung to the float32 one. `until_decided` adds prompts as
+    long as they can decide what is inconclusive. `depth` "module" measures inside every block, not
+    only inside the first that fails. `allow` names what the torch
     backend otherwise refuses: "remote-code", "pickle". `into` is filled as answers come,
     so that a caller has what there is when an error ends the run. `progress(done, total, what)` is
     told what goes on, total None where it is not known. Raises EngineError for bad
@@ -54,6 +61,8 @@ def compare(
     """
     if dtype not in FLOOR:
         raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
+    if depth not in DEPTHS:
+        raise BadOption(f"--depth {depth!r}: there are {', '.join(DEPTHS)}")
     for name in allow:
         if name not in ALLOWABLE:
             raise BadOption(f"--allow {name!r}: there are {', '.join(ALLOWABLE)}")
@@ -73,36 +82,52 @@ def compare(
         loaded = time.perf_counter()
         tell(0, None, f"loading the reference, {rung}")
         expected = load_reference(reference, Request(files, rung, allow=allow))
-        verdict.device = actual.device
-        if not verdict.environment:
-            verdict.environment = environment.describe()
         _add(verdict, f"load candidate {rung}", loaded - begin)
         _add(verdict, f"load reference {rung}", time.perf_counter() - loaded)
+        limits = find_limits(environment.device_class(actual.device))
         probes = [*expected.probes, *_prompts(prompts, expected, files)]
-        comparison = Comparison(files, expected, actual, probes, progress)
-        for name, check in {"environment": environment_check, **questions}.items():
-            begin = time.perf_counter()
-            tell(0, None, f"{name}, {rung}")
-            result = with_dtype(check.run(comparison), rung)
-            _add(verdict, name, time.perf_counter() - begin)
-            if name in questions or result.verdict == ERROR:
-                verdict.checks.append(result)
-            if result.verdict == ERROR:
-                break  # no number of this rung would mean anything
-        verdict.sites += [diff for seen in comparison.observed for diff in seen.diffs]
-    verdict.diagnosis = diagnose(verdict.checks, verdict.sites)
+        comparison = Comparison(files, expected, actual, probes, limits, progress)
+        comparison.depth = depth
+        if until_decided:
+            comparison.settle()
+        ask(comparison, questions, verdict)
     verdict.peak_memory_bytes = environment.peak_memory_bytes()
     return verdict
 
 
-def load_reference(name: str, request: Request) -> Reference:
-    """A reference by its name, with the truth it is measured against."""
+def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Verdict) -> None:
+    """Put the questions of one rung, the environment's first, and add the answers to a verdict."""
+    rung = comparison.dtype
+    verdict.device = comparison.candidate.device
+    verdict.calibration = comparison.limits.describe()
+    if not verdict.environment:
+        verdict.environment = environment.describe()
+    for name, check in {"environment": environment_check, **questions}.items():
+        begin = time.perf_counter()
+        comparison.tell(0, None, f"{name}, {rung}")
+        result = with_dtype(check.run(comparison), rung)
+        _add(verdict, name, time.perf_counter() - begin)
+        if name in questions or result.verdict == ERROR:
+            verdict.checks.append(result)
+        if result.verdict == ERROR:
+            break  # no number of this rung would mean anything
+    diffs, decisions = comparison.judged_sites()
+    verdict.sites += [*diffs, *comparison.inner]
+    verdict.decisions += [*decisions, *comparison.decisions]
+    verdict.diagnosis = diagnose(verdict)
+
+
+def load_reference(name: str, request: Request, prompts: int = PROMPTS) -> Reference:
+    """A reference by its name, with the truth it is measured against.
+
+    `prompts` is how many probes of each kind a live one begins with.
+    """
     if name.partition(":")[0] == "golden":
         from .golden.store import GoldenReference
 
         return GoldenReference(request.files, request.dtype, name.partition(":")[2])
     twin = load_backend(name, request, others=["golden"])
-    return LiveReference(request.files, twin, _truth(twin, request))
+    return LiveReference(request.files, twin, _truth(twin, request), prompts)
 
 
 def installed(*packages: str) -> bool:

@@ -5,6 +5,8 @@ Source of the ratio: docs/METHOD.md. Nothing here decides anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Half a unit of roundoff (2^-p for p bits of significand): no noise counts as less.
@@ -48,3 +50,37 @@ def margins(logits: np.ndarray) -> np.ndarray:
     """(T, V) -> (T,): how far the best token is ahead of the second best."""
     best = np.partition(logits, -2, axis=1)[:, -2:]
     return best[:, 1] - best[:, 0]
+
+
+def kl(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(T, V), (T, V) -> (T,): Kullback-Leibler divergence of the two softmaxes, in nats.
+
+    With p the expected distribution and d the difference of the logits less its mean under p, it is
+    log(1 + sum p (exp(d) - 1 - d)): exact where the two are so near that logarithms would cancel.
+    """
+    p = softmax(expected)
+    d = actual.astype(np.float64) - expected
+    d = d - (p * d).sum(axis=1, keepdims=True)
+    small = np.abs(d) < 1e-3
+    beyond = np.where(small, d * d * (0.5 + d / 6), np.expm1(np.where(small, 0.0, d)) - d)
+    return np.log1p((p * beyond).sum(axis=1))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(T, V) -> (T, V) in float64."""
+    z = logits.astype(np.float64)
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return z / z.sum(axis=1, keepdims=True)
+
+
+def log_likelihood(logits: np.ndarray, tokens: Sequence[int]) -> float:
+    """Mean log-probability, in nats, of every token after the first, given those before it."""
+    z = logits[:-1].astype(np.float64)
+    z = z - z.max(axis=1, keepdims=True)
+    chosen = z[np.arange(len(z)), list(tokens[1:])]
+    return float(np.mean(chosen - np.log(np.exp(z).sum(axis=1))))
+
+
+def column_rms(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(T, V), (T, V) -> (V,): absolute rms difference of each column."""
+    return np.sqrt(np.mean(np.square(actual.astype(np.float64) - expected), axis=0))

@@ -1,45 +1,90 @@
-"""When is a difference a defect? The limits, in one table, and the rule that applies them.
+"""When is a difference a defect? The one rule that every comparison of numbers goes through.
 
 A ratio is the candidate's error over the reference's own rounding error at the same site, both
-against the float64 oracle. The limits are bounds on harmless ratios; where each comes from stands
-beside it, and docs/METHOD.md shows the measurement.
+against the float64 oracle. Prompts are the statistical unit: ratios of the prompts of one kind are
+a sample, and the mean of their logarithms is what is judged, against limits that `harness
+calibrate` measured on harmless runs (`limits.py`). docs/METHOD.md explains and shows the figures.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from statistics import NormalDist, fmean, variance
 
+from .limits import Row
 from .metrics import FLOOR
-from .types import FAIL, INCONCLUSIVE, ISOLATED, PASS, PROPAGATED
+from .types import FAIL, INCONCLUSIVE, PASS, Decision, Site
 
+# Risk, of a whole rung, that chance between prompts alone makes a wrong answer. It is shared out
+# evenly over everything judged there (Bonferroni).
+ALPHA = 0.05
 
-@dataclass(frozen=True)
-class Limit:
-    """The largest ratio that still passes, and where it comes from."""
+# Ratios below this count as this: a candidate may round less than the reference without merit.
+LEAST = 0.5
 
-    ratio: float
-    provenance: str
+# How many prompts the calibrated scatter is worth beside a sample's own, where a pass is at stake.
+# A defect may scatter more than harmless rounding does, so that the sample has to be heard.
+PRIOR = 4
 
-
-_BENIGN = "python benchmarks/benign_ratios.py"
-LIMITS: dict[tuple[str, str], Limit] = {
-    (ISOLATED, "float32"): Limit(6.0, _BENIGN),
-    (ISOLATED, "bfloat16"): Limit(4.0, _BENIGN),
-    (ISOLATED, "float16"): Limit(4.0, _BENIGN),
-    (PROPAGATED, "float32"): Limit(6.0, _BENIGN),
-    (PROPAGATED, "bfloat16"): Limit(4.0, _BENIGN),
-    (PROPAGATED, "float16"): Limit(4.0, _BENIGN),
-}
-
-# A greedy token may differ where the margin between the two best is at most so many times the
-# reference's own rms error at that position: a candidate within its limit can turn that.
+# A greedy token, or an expert, may differ where the margin between the two best is at most so many
+# times the reference's own rms error at that position: a candidate within its limit can turn that.
 TIE = 16.0
 
+# A candidate whose mean ratio is below this share of the smallest benign one does not compute at
+# the dtype it claims: float32 behind a bfloat16 label is at a hundredth.
+ENGAGED = 0.25
 
-def limit(mode: str, dtype: str) -> float:
-    """The largest harmless ratio of a site in one mode at one dtype."""
-    return LIMITS[mode, dtype].ratio
+
+def decide(
+    ratios: Sequence[float],
+    row: Row,
+    tests: int,
+    *,
+    measure: str,
+    dtype: str,
+    kind: str,
+    site: Site | None = None,
+    has_oracle: bool = True,
+) -> Decision:
+    """Judge one measure at one site on the prompts of one kind, one of `tests` judged together.
+
+    FAIL when the mean log-ratio lies above the limit beyond chance, or when one prompt alone does;
+    PASS when the mean lies below beyond chance; else INCONCLUSIVE. What is not finite always
+    fails. Without an oracle the noise is unknown, and nothing finite can be judged.
+    """
+    n = len(ratios)
+
+    def decision(low: float, high: float, verdict: str, more: int | None = None) -> Decision:
+        return Decision(
+            measure, dtype, kind, site, tuple(ratios), tests, low, high, row.limit, verdict, more
+        )
+
+    if not all(math.isfinite(ratio) for ratio in ratios):
+        return decision(math.inf, math.inf, FAIL)
+    logs = [math.log(max(ratio, LEAST)) for ratio in ratios]
+    bound, mean = math.log(row.limit), fmean(logs)
+    z = _quantile(tests)
+    own = _scatter(logs, row.scatter)
+    low = mean - z * row.scatter / math.sqrt(n)
+    high = mean + z * own / math.sqrt(n)
+    if not has_oracle:
+        return decision(math.exp(low), math.exp(high), INCONCLUSIVE)
+    alone = max(logs) - _quantile(tests * n) * row.scatter
+    if max(low, alone) > bound:
+        return decision(math.exp(low), math.exp(high), FAIL)
+    if high <= bound:
+        return decision(math.exp(low), math.exp(high), PASS)
+    distance = max(abs(mean - bound), 1e-3)
+    more = max(1, math.ceil((z * max(own, row.scatter) / distance) ** 2) - n)
+    return decision(math.exp(low), math.exp(high), INCONCLUSIVE, more)
+
+
+def upper_bound(ratios: Sequence[float], scatter: float, tests: int) -> float:
+    """The smallest limit under which these ratios would pass: a benign run's score."""
+    logs = [math.log(max(ratio, LEAST)) for ratio in ratios]
+    own = _scatter(logs, scatter)
+    return math.exp(fmean(logs) + _quantile(tests) * own / math.sqrt(len(logs)))
 
 
 def effective_noise(noise: float, dtype: str) -> float:
@@ -47,12 +92,12 @@ def effective_noise(noise: float, dtype: str) -> float:
     return max(noise, FLOOR[dtype])
 
 
-def judge(error: float, noise: float, allowed: float, has_oracle: bool = True) -> tuple[float, str]:
-    """Ratio and verdict of one site. NaN never passes.
+def _scatter(logs: Sequence[float], calibrated: float) -> float:
+    """The calibrated standard deviation, moved towards the sample's own as prompts are added."""
+    degrees = len(logs) - 1
+    own = variance(logs) if degrees else 0.0
+    return math.sqrt((PRIOR * calibrated**2 + degrees * own) / (PRIOR + degrees))
 
-    Without an oracle the noise is not known, so that only what is not finite can be judged.
-    """
-    ratio = error / noise
-    if not has_oracle and math.isfinite(ratio):
-        return ratio, INCONCLUSIVE
-    return ratio, PASS if ratio <= allowed else FAIL
+
+def _quantile(tests: int) -> float:
+    return NormalDist().inv_cdf(1 - ALPHA / (2 * max(tests, 1)))

@@ -7,7 +7,8 @@ vocabulary. Random ids come from a fixed seed, so that every machine runs the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,34 +42,63 @@ TEXTS: dict[str, str] = {
 }
 
 
-def build_probes(
-    config: Mapping[str, Any], rows: int, text_ids: tuple[int, ...] | None, bos_id: int | None
-) -> list[Probe]:
-    """The default probes of a model with `rows` embedding rows, greedy ones excepted.
+@dataclass(frozen=True)
+class Kind:
+    """A family of probes that are alike but for chance: `tokens(i)` are those of the i-th."""
 
-    `text_ids` is TEXT in the reference's tokens, or None without a tokenizer.
+    name: str
+    reason: str
+    tokens: Callable[[int], tuple[int, ...]]
+
+    def probe(self, i: int) -> Probe:
+        name = self.name if i == 0 else f"{self.name} {i + 1}"
+        return Probe(name, self.name, self.reason, self.tokens(i))
+
+
+def kinds_of(
+    config: Mapping[str, Any],
+    rows: int,
+    bos_id: int | None,
+    encode: Callable[[str], Sequence[int]] | None,
+) -> list[Kind]:
+    """The kinds of probes of a model with `rows` embedding rows, greedy ones excepted.
+
+    `encode` turns a text into the reference's tokens; None without a tokenizer.
     """
-    room = config.get("n_positions")
-    longest = min(LONGEST_EDGE, room or LONGEST_EDGE)
+    longest = min(LONGEST_EDGE, config.get("n_positions") or LONGEST_EDGE)
     first = bos_id if bos_id is not None and bos_id < rows else 0
-    probes = [
-        Probe("single", "edge", "one token: every mask is trivial", (first,)),
-        Probe("random", "random", "ids in no order: nothing is learned", _ids(RANDOM_LENGTH, rows)),
-    ]
-    if text_ids:
-        probes.insert(1, Probe("text", "text", "ordinary code, as users send it", text_ids))
+
+    def ids(length: int) -> Callable[[int], tuple[int, ...]]:
+        return lambda i: _ids(length, rows, i)
+
+    def one(i: int) -> tuple[int, ...]:
+        return _ids(1, rows, i) if i else (first,)
+
+    found = [Kind("single", "one token: every mask is trivial", one)]
+    if encode and encode(TEXT):
+        text = Kind("text", "ordinary text, as users send it", lambda i: tuple(encode(a_text(i))))
+        found.append(text)
+    found.append(Kind("random", "ids in no order: nothing is learned", ids(RANDOM_LENGTH)))
     window = config.get("sliding_window")
     if isinstance(window, int) and 2 * window + 1 <= longest:
-        probes += [
-            Probe("window", "window", f"as long as the window of {window}", _ids(window, rows)),
-            Probe("window+1", "window", "one token leaves the window", _ids(window + 1, rows)),
-            Probe("windows", "window", "crosses two windows", _ids(2 * window + 1, rows)),
+        found += [
+            Kind("window", f"as long as the window of {window}", ids(window)),
+            Kind("window+1", "one token leaves the window", ids(window + 1)),
+            Kind("windows", "crosses two windows", ids(2 * window + 1)),
         ]
     trained = trained_length(config)
     if trained is not None and trained + 8 <= longest:
         reason = f"longer than the {trained} tokens its rotary scaling was made for"
-        probes.append(Probe("beyond", "beyond", reason, _ids(trained + 8, rows)))
-    return probes
+        found.append(Kind("beyond", reason, ids(trained + 8)))
+    return found
+
+
+def a_text(i: int) -> str:
+    """The i-th text: TEXT, then lines of TEXTS in other orders."""
+    if i == 0:
+        return TEXT
+    lines = [text for text in TEXTS.values() if text]
+    return "\n".join(np.random.default_rng(i).permutation(lines)[:3])
 
 
 def decodable_length(config: Mapping[str, Any]) -> int | None:
@@ -131,6 +161,7 @@ def _tokens(line: str, encode: Any, where: str) -> list[int]:
     return list(encode(line))
 
 
-def _ids(length: int, rows: int) -> tuple[int, ...]:
-    """Seeded uniform ids, another sequence for every length."""
-    return tuple(int(i) for i in np.random.default_rng(length).integers(0, rows, length))
+def _ids(length: int, rows: int, i: int) -> tuple[int, ...]:
+    """Seeded uniform ids, another sequence for every length and every i."""
+    random = np.random.default_rng([length, i] if i else length)
+    return tuple(int(token) for token in random.integers(0, rows, length))

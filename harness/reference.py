@@ -7,7 +7,7 @@ arrays stand in, and the verdict is at best inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,9 +19,12 @@ from engine.tokenizer import check_fits
 from engine.weights import read_weights
 
 from .backends import Backend
-from .metrics import position_rms, relative_error
-from .probes import GREEDY_TOKENS, TEXT, TEXTS, build_probes, decodable_length
+from .metrics import relative_error
+from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of
+from .ties import Ties
 from .types import ISOLATED, PROPAGATED, Evidence, Probe, Site, TokenFacts
+
+PROMPTS = 3  # probes of each kind, where the reference is live
 
 
 class Reference(Protocol):
@@ -33,10 +36,15 @@ class Reference(Protocol):
     @property
     def probes(self) -> list[Probe]: ...
 
+    def more(self, kind: str, i: int) -> Probe | None:
+        """The i-th probe of a kind; None where there is no further one."""
+        ...
+
     def evidence(self, probe: Probe) -> Evidence: ...
 
     def inside(self, probe: Probe, block: int) -> Evidence | None:
-        """Evidence of the modules inside one block, isolated; None where it cannot be had."""
+        """Evidence of the modules inside one block, each fed the oracle's values of the ones
+        before it; None where it cannot be had."""
         ...
 
     def weights(self) -> Mapping[str, Any]: ...
@@ -49,15 +57,18 @@ class Reference(Protocol):
 class Truth(Protocol):
     """Gives the oracle's arrays of a probe, no noise yet."""
 
-    def expected(self, probe: Probe, inside: int | None = None) -> Evidence | None: ...
+    def expected(self, probe: Probe, inside: int | None = None) -> Evidence: ...
 
 
 class LiveReference:
     """A backend as reference, with the float64 oracle where there is one."""
 
-    def __init__(self, files: ModelFiles, twin: Backend, truth: Truth | None) -> None:
+    def __init__(
+        self, files: ModelFiles, twin: Backend, truth: Truth | None, prompts: int = PROMPTS
+    ) -> None:
+        """`prompts` is how many probes of each kind there are to begin with."""
         self.name, self.dtype = twin.name, twin.dtype
-        self._files, self._twin, self._truth = files, twin, truth
+        self._files, self._twin, self._truth, self._prompts = files, twin, truth, prompts
 
     @cached_property
     def _facts(self) -> TokenFacts | None:
@@ -82,11 +93,18 @@ class LiveReference:
 
     @cached_property
     def _probes(self) -> list[Probe]:
-        ids = self._facts.ids[TEXT] if self._facts else None
-        bos_id = self._facts.bos_id if self._facts else None
-        probes = build_probes(self._files.config, self.rows, ids, bos_id)
+        probes = [kind.probe(i) for kind in self._kinds for i in range(self._prompts)]
         prompt = next(p for kind in ("text", "random") for p in probes if p.kind == kind)
         return [*probes, self.continued(prompt)]
+
+    def more(self, kind: str, i: int) -> Probe | None:
+        return next((k.probe(i) for k in self._kinds if k.name == kind), None)
+
+    @cached_property
+    def _kinds(self) -> list[Kind]:
+        encode = self.encode if self._facts else None
+        bos_id = self._facts.bos_id if self._facts else None
+        return kinds_of(self._files.config, self.rows, bos_id, encode)
 
     def continued(self, probe: Probe) -> Probe:
         """A probe and the tokens the reference takes after it."""
@@ -102,12 +120,25 @@ class LiveReference:
         )
 
     def evidence(self, probe: Probe) -> Evidence:
-        evidence = self._truth.expected(probe) if self._truth else None
-        return with_noise(evidence, self._twin, probe)
+        return self._with_noise(probe, None)
 
     def inside(self, probe: Probe, block: int) -> Evidence | None:
-        evidence = self._truth.expected(probe, block) if self._truth else None
-        return evidence and with_noise(evidence, self._twin, probe, block)
+        return self._with_noise(probe, block) if self._truth else None
+
+    def _with_noise(self, probe: Probe, block: int | None) -> Evidence:
+        """Evidence with the twin's own error at every site; without a truth, it is its own."""
+        if self._truth is None:
+            blind = Oracle(self._twin).expected(probe, block)
+            noise = {mode: dict.fromkeys(sites, 0.0) for mode, sites in blind.expected.items()}
+            return replace(blind, noise=noise, has_oracle=False)
+        evidence = self._truth.expected(probe, block)
+        twin = evidence.twin
+        if block is None:
+            twin = self._twin.forward(probe.tokens, Errors(evidence, PROPAGATED, self.dtype))
+        self._twin.forward(
+            probe.tokens, Errors(evidence, ISOLATED, self.dtype), feed=evidence.feed, inside=block
+        )
+        return replace(evidence, twin=twin)
 
     @property
     def rows(self) -> int:
@@ -123,6 +154,36 @@ class LiveReference:
         return facts.ids[text]
 
 
+class Remembered:
+    """A live reference that keeps all evidence it was asked for, for many candidates of one model.
+
+    Everything stays in memory: for tiny models.
+    """
+
+    def __init__(self, reference: LiveReference) -> None:
+        self._reference = reference
+        self._found: dict[tuple[str, int | None], Evidence | None] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reference, name)
+
+    def evidence(self, probe: Probe) -> Evidence:
+        found = self._remember(probe, None, lambda: self._reference.evidence(probe))
+        assert found is not None
+        return found
+
+    def inside(self, probe: Probe, block: int) -> Evidence | None:
+        return self._remember(probe, block, lambda: self._reference.inside(probe, block))
+
+    def _remember(
+        self, probe: Probe, block: int | None, find: Callable[[], Evidence | None]
+    ) -> Evidence | None:
+        key = probe.name, block
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
+
+
 class Oracle:
     """The float64 model as truth."""
 
@@ -130,49 +191,45 @@ class Oracle:
         self._backend = backend
 
     def expected(self, probe: Probe, inside: int | None = None) -> Evidence:
-        """Run once as it is, and once with what enters each block rounded to the dtype."""
+        """Run as it is, then with what enters each block rounded to the dtype.
+
+        With `inside` the same is done once more for what the modules of that block give.
+        """
         propagated: dict[Site, np.ndarray] = {}
-        self._backend.forward(probe.tokens, propagated.__setitem__)
-        inputs = [
-            rounded(array, self._backend.dtype)
-            for site, array in propagated.items()
-            if site.kind in ("embedding", "block")
-        ]
+        logits = self._backend.forward(probe.tokens, propagated.__setitem__)
+        feed = self._feed(propagated, ("embedding", "block"))
         isolated: dict[Site, np.ndarray] = {}
-        self._backend.forward(probe.tokens, isolated.__setitem__, feed=inputs, inside=inside)
-        expected = {ISOLATED: isolated, PROPAGATED: propagated}
-        return Evidence(expected, {ISOLATED: {}, PROPAGATED: {}}, inputs, np.zeros(0))
+        self._backend.forward(probe.tokens, isolated.__setitem__, feed=feed, inside=inside)
+        if inside is not None:
+            feed |= self._feed(isolated, ("module",))
+            self._backend.forward(probe.tokens, isolated.__setitem__, feed=feed, inside=inside)
+        noise: dict[str, dict[Site, float]] = {ISOLATED: {}, PROPAGATED: {}}
+        return Evidence({ISOLATED: isolated, PROPAGATED: propagated}, feed, noise, logits)
+
+    def _feed(
+        self, arrays: Mapping[Site, np.ndarray], kinds: Collection[str]
+    ) -> dict[Site, np.ndarray]:
+        dtype = self._backend.dtype
+        return {site: rounded(array, dtype) for site, array in arrays.items() if site.kind in kinds}
 
 
-def with_noise(
-    evidence: Evidence | None, twin: Backend, probe: Probe, inside: int | None = None
-) -> Evidence:
-    """Add the twin's own error at every site. Without evidence the twin is its own truth."""
-    if evidence is None:
-        blind = Oracle(twin).expected(probe, inside)
-        noise = {mode: dict.fromkeys(sites, 0.0) for mode, sites in blind.expected.items()}
-        spread = np.zeros(len(probe.tokens))
-        return replace(blind, noise=noise, spread=spread, has_oracle=False)
+class Errors:
+    """An observer that writes the relative error of what it is shown into the evidence's noise.
 
-    noise: dict[str, dict[Site, float]] = {ISOLATED: {}, PROPAGATED: {}}
-    spread = np.zeros(len(probe.tokens))
+    Tokens whose experts are not the oracle's, within noise, are left out (`ties.Ties`).
+    """
 
-    def measure(mode: str) -> Any:
-        def observe(site: Site, actual: np.ndarray) -> None:
-            nonlocal spread
-            expected = evidence.expected[mode].get(site)
-            if expected is None:
-                return
-            noise[mode][site] = relative_error(actual, expected)
-            if mode == PROPAGATED and site.kind == "logits":
-                spread = position_rms(actual, expected)
+    def __init__(self, evidence: Evidence, mode: str, dtype: str) -> None:
+        self._evidence, self._mode = evidence, mode
+        self._ties = Ties(evidence, mode, dtype)
 
-        return observe
-
-    if inside is None:
-        twin.forward(probe.tokens, measure(PROPAGATED))
-    twin.forward(probe.tokens, measure(ISOLATED), feed=evidence.inputs, inside=inside)
-    return replace(evidence, noise=noise, spread=spread)
+    def __call__(self, site: Site, actual: np.ndarray) -> None:
+        expected = self._evidence.expected[self._mode].get(site)
+        if expected is None:
+            return
+        self._ties.see(site, actual)
+        keep = self._ties.kept(site)
+        self._evidence.noise[self._mode][site] = relative_error(actual[keep], expected[keep])
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -13,15 +13,18 @@ SEVERITY = (FAIL, ERROR, INCONCLUSIVE, PASS, SKIP)  # the first one present is t
 EXIT_STATUS = {PASS: 0, FAIL: 1, ERROR: 2, INCONCLUSIVE: 3, SKIP: 0}
 
 ISOLATED, PROPAGATED = "isolated", "propagated"
+JUDGED_KINDS = ("embedding", "block", "norm", "logits")  # others localise, or are choices
 
 
 @dataclass(frozen=True)
 class Site:
     """A named point where a tensor is observed.
 
-    `kind` is embedding (what enters block 0), block, module (inside a block), norm (the last one)
-    or logits. `path` is the transformers module path; sites of two backends are the same site
-    when kind, block and `part` (the path below the block) agree.
+    `kind` is embedding (what enters block 0), block, module (inside a block), router (logits of a
+    block's experts), experts (the ones chosen), norm (the last one) or logits. `path` is the
+    transformers module path; sites of two backends are the same site when kind, block and `part`
+    (the path below the block) agree. Three points inside attention are no module's output; their
+    parts end in QUERY, KEY and CONTEXT.
     """
 
     kind: str
@@ -30,11 +33,17 @@ class Site:
     path: str = field(default="", compare=False)
 
 
+LOGITS = Site("logits", None, "", "lm_head")
+QUERY, KEY, CONTEXT = "query", "key", "context"  # into attention (norm, rotary done) and out of it
+
+
 @dataclass(frozen=True)
 class Probe:
     """A token sequence with the reason it exists.
 
-    `prompt` is how many of the tokens were given, where the rest is a reference's continuation.
+    Probes of one `kind` are alike but for chance: they are the sample that statistics are taken
+    over. `prompt` is how many of the tokens were given, where the rest is a reference's
+    continuation.
     """
 
     name: str
@@ -48,22 +57,22 @@ class Probe:
 class Evidence:
     """What one probe is judged against at one dtype.
 
-    `expected[mode][site]` is the oracle's array (T, features), float64. `inputs[k]` is what
-    enters block k in isolated mode (k = number of blocks: what enters the final norm), exactly
-    representable in the dtype. `noise[mode][site]` is the reference's own relative error there.
-    `spread` is the reference's rms error of the logits at each position, absolute, (T,).
+    `expected[mode][site]` is the oracle's array (T, features), float64. `feed[site]` is what
+    replaces the value at a site in isolated mode, exactly representable in the dtype.
+    `noise[mode][site]` is the reference's own relative error there. `twin` holds the reference's
+    own logits (T, V), propagated.
     """
 
     expected: dict[str, dict[Site, np.ndarray]]
+    feed: dict[Site, np.ndarray]
     noise: dict[str, dict[Site, float]]
-    inputs: list[np.ndarray]
-    spread: np.ndarray
+    twin: np.ndarray
     has_oracle: bool = True
 
     @property
     def logits(self) -> np.ndarray:
         """(T, V) of the oracle, propagated."""
-        return next(a for s, a in self.expected[PROPAGATED].items() if s.kind == "logits")
+        return self.expected[PROPAGATED][LOGITS]
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,35 @@ class SiteDiff:
     verdict: str
     note: str | None = None
     token: int | None = None  # the first token that is off, where the site fails
+    ties: int = 0  # tokens left out, because their experts were within noise of other ones
 
     @property
     def judged(self) -> bool:
         """Modules inside a block localise; they never fail a comparison by themselves."""
-        return self.site.kind != "module"
+        return self.site.kind in JUDGED_KINDS
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the prompts of one kind say about one measure at one site.
+
+    `measure` names what the ratio is of (a mode, "head", "distribution", "route"); `ratios` has
+    one per prompt; `tests` things were judged together. The mean of the logarithms lies between
+    log `low` and log `high`, at a risk of `policy.ALPHA` for all of them; `more` is how many
+    further prompts would decide, where the verdict is inconclusive and that can be told.
+    """
+
+    measure: str
+    dtype: str
+    kind: str
+    site: Site | None
+    ratios: tuple[float, ...]
+    tests: int
+    low: float
+    high: float
+    limit: float
+    verdict: str
+    more: int | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +172,8 @@ class Verdict:
     device: str
     checks: list[CheckResult] = field(default_factory=list)
     sites: list[SiteDiff] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    calibration: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
@@ -156,6 +191,11 @@ class Verdict:
     @property
     def exit_status(self) -> int:
         return EXIT_STATUS[self.verdict]
+
+    @property
+    def prompts_needed(self) -> int | None:
+        """How many more prompts of a kind would decide what is open, where that is known."""
+        return max((d.more for d in self.decisions if d.more is not None), default=None)
 
     @property
     def first_divergence(self) -> Divergence | None:

@@ -44,7 +44,7 @@ def command(capsys):
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory):
     """`random_model(family, variant)` -> folder of a small random model, made once."""
-    from parity_tests.families import config_of, write_model
+    from harness.random_models import config_of, write_model
 
     made: dict[tuple, Path] = {}
 

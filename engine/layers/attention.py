@@ -48,11 +48,13 @@ class Attention(nn.Module):
         if self._rope:
             q, k = self._rope(q, offset, length), self._rope(k, offset, length)
 
+        q, k = tap("query", q), tap("key", k)
+
         k, v = cache.update(k, v)
         mask = causal_mask(T, k.shape[2], spec.window)
         y = attend(q, k, v, spec, mask)
         y = y.transpose(0, 2, 1, 3).reshape(B, T, H * D)  # (B, H, T, D) -> (B, T, H*D)
-        return tap("o", self.o(y))
+        return tap("o", self.o(tap("context", y)))
 
 
 def causal_mask(queries: int, keys: int, window: int | None) -> mx.array | str | None:

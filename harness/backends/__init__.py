@@ -57,16 +57,16 @@ class Backend(Protocol):
         tokens: Sequence[int],
         observe: Observe | None = None,
         *,
-        feed: Sequence[np.ndarray] | None = None,
+        feed: Mapping[Site, np.ndarray] | None = None,
         inside: int | None = None,
         chunks: Sequence[int] | None = None,
     ) -> np.ndarray:
         """Logits (T, V) of one sequence.
 
         `observe` is told every site in execution order with its array (T, features); of modules
-        inside blocks only those of block `inside`. `feed[k]` (T, C) replaces what enters block k,
-        or the final norm where k is the number of blocks. `chunks` feeds the sequence through
-        the cache in pieces of those lengths.
+        inside blocks only those of block `inside`. `feed[site]` (T, features) replaces the value
+        at that site once it was observed. `chunks` feeds the sequence through the cache in pieces
+        of those lengths.
         """
         ...
 
@@ -119,3 +119,11 @@ def rows(array: np.ndarray, length: int) -> np.ndarray:
     if array.ndim == 3 and array.shape[0] != length and array.shape[1] == length:
         array = array.transpose(1, 0, 2)
     return array.reshape(length, -1)
+
+
+def unrows(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(T, features) -> `shape`, which `rows` would turn into it."""
+    length = array.shape[0]
+    if len(shape) == 4 and shape[1] != length and shape[2] == length:
+        return array.reshape(1, length, shape[1], shape[3]).transpose(0, 2, 1, 3)
+    return array.reshape(shape)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..types import Site
+from ..types import LOGITS, Site
 from . import Observe, rows
 
 
@@ -20,30 +20,43 @@ def to_numpy(array: mx.array) -> np.ndarray:
 
 
 class Gathered:
-    """Sites of one forward pass, kept lazy until it is over, so that watching changes nothing."""
+    """Sites of one forward pass, kept lazy until it is over, so that watching changes nothing.
 
-    def __init__(self, length: int, feed: Sequence[np.ndarray] | None) -> None:
-        self._length, self._feed = length, feed
-        self._seen: list[tuple[Site, mx.array]] = []
+    `feed` holds what replaces the value at a site: arrays (T, features), numpy or MLX.
+    """
 
-    def see(self, site: Site, value: mx.array) -> None:
-        self._seen.append((site, value))
+    def __init__(self, length: int, feed: Mapping[Site, Any] | None = None) -> None:
+        self._length, self._feed = length, feed or {}
+        self.seen: dict[Site, mx.array] = {}
 
-    def boundary(self, site: Site, value: mx.array, k: int) -> mx.array:
-        """See what enters block k (or the final norm); give the feed in its place if there is."""
-        self.see(site, value)
-        if self._feed is None:
+    def see(self, site: Site, value: mx.array) -> mx.array:
+        """Keep the value at a site (1, T, ...); give what is to be used in its place."""
+        self.seen[site] = value
+        if site not in self._feed:
             return value
-        return mx.array(self._feed[k]).astype(value.dtype)[None]
+        fed = mx.array(self._feed[site]).astype(value.dtype)
+        return fed.reshape(value.shape) if value.ndim < 4 else _unrows(fed, value, self._length)
+
+    def fits(self, value: mx.array) -> bool:
+        """Whether a value is (1, T, ...) or (1, H, T, D), so that it can be a site's."""
+        shape = value.shape
+        return len(shape) > 2 and shape[0] == 1 and self._length in shape[1:-1]
 
     def tell(self, observe: Observe | None, logits: mx.array) -> np.ndarray:
         """Evaluate everything at once, tell `observe`, return the logits (T, V)."""
-        mx.eval(logits, *(value for _, value in self._seen))
+        mx.eval(logits, *self.seen.values())
         if observe is not None:
-            for site, value in self._seen:
+            for site, value in self.seen.items():
                 observe(site, rows(to_numpy(value), self._length))
-            observe(Site("logits", None), to_numpy(logits)[0])
+            observe(LOGITS, to_numpy(logits)[0])
         return to_numpy(logits)[0]
+
+
+def _unrows(fed: mx.array, like: mx.array, length: int) -> mx.array:
+    """(T, H*D) -> (1, T, H, D) or (1, H, T, D), whichever `like` is."""
+    if like.shape[1] != length and like.shape[2] == length:
+        return fed.reshape(1, length, like.shape[1], like.shape[3]).transpose(0, 2, 1, 3)
+    return fed.reshape(like.shape)
 
 
 def in_chunks(model: Any, tokens: Sequence[int], chunks: Sequence[int]) -> np.ndarray:

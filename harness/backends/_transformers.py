@@ -48,7 +48,12 @@ def load_model(files: ModelFiles, dtype: str, attention: str, allow: Collection[
     import torch
     import transformers
 
-    common = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    # Experts one by one: the definition that faster kernels approximate, and fit for float64.
+    common = {
+        "dtype": getattr(torch, dtype),
+        "attn_implementation": attention,
+        "experts_implementation": "eager",
+    }
     if "remote-code" in allow and "auto_map" in files.config:
         return transformers.AutoModelForCausalLM.from_pretrained(
             str(files.folder), trust_remote_code=True, local_files_only=True, **common
@@ -79,7 +84,7 @@ def lift(model: Any) -> Any:
     from transformers import initialization
 
     config = copy.deepcopy(model.config)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     with lifted(), initialization.no_init_weights():
         high = type(model)(config)
     state = model.state_dict()

@@ -15,7 +15,7 @@ from engine.model import load as load_model
 from engine.runtime import use_device
 from engine.weights.arrange import arrange
 
-from ..types import Site, TokenFacts
+from ..types import CONTEXT, KEY, QUERY, Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
 from ._mlx import Gathered, as_mlx, in_chunks, weights_of
@@ -48,7 +48,7 @@ class EngineBackend:
         tokens: Sequence[int],
         observe: Observe | None = None,
         *,
-        feed: Sequence[np.ndarray] | None = None,
+        feed: Mapping[Site, np.ndarray] | None = None,
         inside: int | None = None,
         chunks: Sequence[int] | None = None,
     ) -> np.ndarray:
@@ -59,24 +59,36 @@ class EngineBackend:
             return in_chunks(lambda ids: decoder(ids, cache, length=len(tokens)), tokens, chunks)
 
         gathered = Gathered(len(tokens), feed)
+        return gathered.tell(observe, self.graph(tokens, gathered, inside))
+
+    def graph(self, tokens: Sequence[int], gathered: Gathered, inside: int | None) -> mx.array:
+        """Logits (1, T, V) of one pass, not evaluated; `gathered` sees its sites."""
         parts: dict[str, mx.array] = {}  # of fused modules
 
         def tap(name: str, value: mx.array) -> mx.array:
             kind, _, rest = name.partition(".")
             index, _, part = rest.partition(".")
             if kind == "embed":
-                return gathered.boundary(self._site("embedding", None, name), value, 0)
+                return gathered.see(self._site("embedding", None, name), value)
             if kind == "norm":
-                gathered.see(self._site("norm", None, name), value)
-            elif kind == "blocks" and not part:
-                site = self._site("block", int(index), name)
-                return gathered.boundary(site, value, int(index) + 1)
-            elif kind == "blocks" and inside is not None and int(index) == inside:
-                self._see_inside(gathered, inside, part, value, parts)
-            return value
+                return gathered.see(self._site("norm", None, name), value)
+            if kind != "blocks":
+                return value
+            block = int(index)
+            if not part:
+                return gathered.see(self._site("block", block, name), value)
+            leaf = part.rpartition(".")[2]
+            if leaf in ("router", "experts"):
+                return gathered.see(Site(leaf, block), value)
+            if block != inside:
+                return value
+            if value.ndim == 4:  # (1, H, T, D), told as (1, T, H, D)
+                value = value.transpose(0, 2, 1, 3)
+                value = self._see_inside(gathered, block, part, value, parts)
+                return value.transpose(0, 2, 1, 3)
+            return self._see_inside(gathered, block, part, value, parts)
 
-        logits = decoder(mx.array([list(tokens)]), tap=tap)
-        return gathered.tell(observe, logits)
+        return self.model.decoder(mx.array([list(tokens)]), tap=tap)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         return list(generate(self.model.decoder, prompt, count))
@@ -129,17 +141,20 @@ class EngineBackend:
         part: str,
         value: mx.array,
         parts: dict[str, mx.array],
-    ) -> None:
+    ) -> mx.array:
         pattern = f"blocks.{{i}}.{part}"
+        owner, _, leaf = pattern.rpartition(".")
+        if leaf in (QUERY, KEY, CONTEXT):
+            return gathered.see(_module_site(f"{self._sources[owner]}.{leaf}", block), value)
         if pattern in self._sources:
-            source = self._sources[pattern]
-            gathered.see(_module_site(source, block), value)
+            return gathered.see(_module_site(self._sources[pattern], block), value)
         for name in self._fused:
             if pattern in name.targets:
                 parts[pattern] = value
                 if all(target in parts for target in name.targets):
                     joined = mx.concatenate([parts[t] for t in name.targets], axis=-1)
                     gathered.see(_module_site(name.source, block), joined)
+        return value
 
 
 def _module_site(source: str, block: int) -> Site:

@@ -1,9 +1,4 @@
-"""mlx-lm as a side, with any of its models: modules are observed from outside.
-
-mlx modules have no hooks, but Python looks `__call__` up on the class, so a module whose class is
-swapped for a recording subclass tells its output wherever it is called. Nothing of mlx-lm's
-computation changes, and no family is known by name.
-"""
+"""mlx-lm as a side, with any of its models: modules are observed from outside (`_recording.py`)."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +25,7 @@ from ..types import Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
 from ._mlx import Gathered, as_mlx, in_chunks, weights_of
+from ._recording import recorded
 from ._transformers import one_line
 
 
@@ -76,7 +72,7 @@ class MLXLMBackend:
         tokens: Sequence[int],
         observe: Observe | None = None,
         *,
-        feed: Sequence[np.ndarray] | None = None,
+        feed: Mapping[Site, np.ndarray] | None = None,
         inside: int | None = None,
         chunks: Sequence[int] | None = None,
     ) -> np.ndarray:
@@ -87,9 +83,12 @@ class MLXLMBackend:
             cache = make_prompt_cache(self.model)
             return in_chunks(lambda ids: self.model(ids, cache=cache), tokens, chunks)
         gathered = Gathered(len(tokens), feed)
-        with self._watched(gathered, inside):
-            logits = self.model(mx.array([list(tokens)]))
-        return gathered.tell(observe, logits)
+        return gathered.tell(observe, self.graph(tokens, gathered, inside))
+
+    def graph(self, tokens: Sequence[int], gathered: Gathered, inside: int | None) -> mx.array:
+        """Logits (1, T, V) of one pass, not evaluated; `gathered` sees its sites."""
+        with recorded(self._blocks, self._norm, self._names, gathered, inside):
+            return self.model(mx.array([list(tokens)]))
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         from mlx_lm.generate import generate_step
@@ -144,59 +143,6 @@ class MLXLMBackend:
             if type(module).__module__.startswith("mlx.") and "." in site.part:
                 module = dict(block.named_modules())[site.part.rpartition(".")[0]]
         return code_of(type(module).__call__, f"mlx-lm {type(module).__name__}")
-
-    @contextlib.contextmanager
-    def _watched(self, gathered: Gathered, inside: int | None) -> Iterator[None]:
-        """Swap classes of blocks, norm and the modules inside one block for the pass."""
-        swapped: list[tuple[nn.Module, type]] = []
-
-        def watch(module: nn.Module, around: Callable[..., Any]) -> None:
-            kind = type(module)
-
-            def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-                return around(lambda *a, **k: kind.__call__(self, *a, **k), *args, **kwargs)
-
-            swapped.append((module, kind))
-            module.__class__ = type(kind.__name__, (kind,), {"__call__": call})
-
-        def block(i: int) -> Callable[..., Any]:
-            path = self._names[id(self._blocks[i])]
-
-            def around(call: Callable[..., Any], x: mx.array, *args: Any, **kwargs: Any) -> Any:
-                if i == 0:
-                    x = gathered.boundary(Site("embedding", None, "", "embedding"), x, 0)
-                out = call(x, *args, **kwargs)
-                value = out[0] if isinstance(out, tuple) else out
-                value = gathered.boundary(Site("block", i, "", path), value, i + 1)
-                return (value, *out[1:]) if isinstance(out, tuple) else value
-
-            return around
-
-        def seen(site: Site) -> Callable[..., Any]:
-            def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-                out = call(*args, **kwargs)
-                value = out[0] if isinstance(out, tuple) else out
-                if isinstance(value, mx.array) and value.ndim >= 3:
-                    gathered.see(site, value)
-                return out
-
-            return around
-
-        try:
-            if inside is not None:
-                base = self._names[id(self._blocks[inside])]
-                for part, module in self._blocks[inside].named_modules():
-                    if part:
-                        watch(module, seen(Site("module", inside, part, f"{base}.{part}")))
-            for i, module in enumerate(self._blocks):
-                watch(module, block(i))
-            if self._norm is not None:
-                path = self._names[id(self._norm)]
-                watch(self._norm, seen(Site("norm", None, "", path)))
-            yield
-        finally:
-            for module, kind in reversed(swapped):
-                module.__class__ = kind
 
 
 @contextlib.contextmanager

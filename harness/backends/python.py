@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadCandidate
-from ..types import Site, TokenFacts
-from . import Observe, Request, rows
+from ..types import LOGITS, Site, TokenFacts
+from . import Observe, Request, rows, unrows
 from ._code import code_of
 from ._transformers import one_line
 
@@ -52,7 +52,7 @@ class PythonBackend:
         tokens: Sequence[int],
         observe: Observe | None = None,
         *,
-        feed: Sequence[np.ndarray] | None = None,
+        feed: Mapping[Site, np.ndarray] | None = None,
         inside: int | None = None,
         chunks: Sequence[int] | None = None,
     ) -> np.ndarray:
@@ -66,22 +66,18 @@ class PythonBackend:
             match = _BLOCK.match(path)
             if match and not match["part"]:
                 blocks += 1
-                block = int(match["index"])
-                site, at = Site("block", block, "", path), block + 1
+                site = Site("block", int(match["index"]), "", path)
             elif match:
-                if int(match["index"]) == inside and observe is not None:
-                    site = Site("module", inside, match["part"], path)
-                    observe(site, rows(array, len(tokens)))
-                return value
-            elif blocks:
-                site, at = Site("norm", None, "", path), None
+                if int(match["index"]) != inside:
+                    return value
+                site = Site("module", inside, match["part"], path)
             else:
-                site, at = Site("embedding", None, "", path), 0
+                site = Site("norm" if blocks else "embedding", None, "", path)
             if observe is not None:
                 observe(site, rows(array, len(tokens)))
-            if feed is None or at is None:
+            if feed is None or site not in feed:
                 return value
-            return _like(feed[at], value)
+            return _like(feed[site], value)
 
         arguments = {"tap": tap} if self._taps else {}
         try:
@@ -96,7 +92,7 @@ class PythonBackend:
                 "(tokens, vocabulary) is expected"
             )
         if observe is not None:
-            observe(Site("logits", None), logits)
+            observe(LOGITS, logits)
         return logits
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
@@ -152,6 +148,8 @@ def _array(value: Any) -> np.ndarray:
 
 def _like(array: np.ndarray, value: Any) -> Any:
     """The feed in the type and shape the function gave."""
+    if len(np.shape(value)) > 2:
+        array = unrows(array, tuple(value.shape))
     if type(value).__module__.startswith("mlx"):
         import mlx.core as mx
 

@@ -8,7 +8,7 @@ the fused kernels approximate. Remote code and pickled weights are never loaded.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ import numpy as np
 from engine.errors import BackendUnavailable
 
 from ..errors import ReferenceUnavailable
-from ..types import Site, TokenFacts
-from . import Observe, Request, rows
+from ..types import LOGITS, Site, TokenFacts
+from . import Observe, Request
 from ._code import code_of
+from ._harmless import CHANGES
+from ._hooks import Hooks, to_numpy
 from ._lift import lifted
 from ._transformers import decoder_layers, import_torch, last_norm, lift, load_model, one_line
 
@@ -27,14 +29,17 @@ SMALL = 20_000_000  # parameters; below, starting threads costs more than they s
 
 
 def load(request: Request) -> TorchBackend:
-    """Load the twin at the requested dtype; `torch:sdpa` takes another attention than eager.
+    """Load the twin at the requested dtype.
 
-    Raises ReferenceUnavailable without torch.
+    `torch:reordered` and `torch:threaded` change the order of its sums, any other argument is the
+    attention implementation in place of eager (`torch:sdpa`). Raises ReferenceUnavailable without
+    torch.
     """
     if request.device not in (None, "cpu"):
         raise BackendUnavailable(f"backend torch on device {request.device!r}: it runs on cpu here")
-    attention = request.argument or "eager"
-    return TorchBackend(request.files, request.dtype, attention, request.allow)
+    change = CHANGES.get(request.argument)
+    attention = "eager" if change else request.argument or "eager"
+    return TorchBackend(request.files, request.dtype, attention, request.allow, change=change)
 
 
 class TorchBackend:
@@ -56,18 +61,18 @@ class TorchBackend:
         allow: Collection[str] = (),
         *,
         lifts: TorchBackend | None = None,
+        change: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
     ) -> None:
-        """`lifts` makes this the oracle of a model already loaded."""
+        """`lifts` makes this the oracle of a model already loaded; `change` is of CHANGES."""
         torch, _ = import_torch()
         if dtype not in DTYPES:
             raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         self._torch, self._files, self.dtype = torch, files, dtype
         self._trusted = "remote-code" in allow
-        self._context = contextlib.nullcontext if lifts is None else lifted
+        self._context = lifted if lifts else change or contextlib.nullcontext
         self._model = lift(lifts._model) if lifts else load_model(files, dtype, attention, allow)
         self._model.eval().requires_grad_(False)
         self._layers_path, self._layers = decoder_layers(self._model)
-        self._paths = {module: path for path, module in self._model.named_modules()}
         self._norm = last_norm(self._model, self._layers_path)
         self._small = sum(p.numel() for p in self._model.parameters()) < SMALL
 
@@ -84,13 +89,13 @@ class TorchBackend:
         tokens: Sequence[int],
         observe: Observe | None = None,
         *,
-        feed: Sequence[np.ndarray] | None = None,
+        feed: Mapping[Site, np.ndarray] | None = None,
         inside: int | None = None,
         chunks: Sequence[int] | None = None,
     ) -> np.ndarray:
         """See `Backend.forward`. The oracle's feed is rounded by its caller."""
         torch = self._torch
-        with self._running(), self._hooks(observe, feed, inside, len(tokens)):
+        with self._running(), self._watched(observe, feed, inside, len(tokens)):
             if chunks is None:
                 logits = self._run(torch.tensor([list(tokens)]), use_cache=False).logits
             else:
@@ -101,10 +106,16 @@ class TorchBackend:
                     logits, past = [*logits, out.logits], out.past_key_values
                     start += size
                 logits = torch.cat(logits, dim=1)
-            result = _numpy(logits)[0]
+            result = to_numpy(logits)[0]
         if observe is not None:
-            observe(self._site("logits", None, "lm_head"), result)
+            observe(LOGITS, result)
         return result
+
+    def _watched(self, observe: Any, feed: Any, inside: int | None, length: int) -> Any:
+        if observe is None and feed is None:
+            return contextlib.nullcontext()
+        at = self._layers_path, self._layers, self._norm
+        return Hooks(self._model, *at, observe, feed, inside, length)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """Greedy tokens through transformers' own cache."""
@@ -120,8 +131,16 @@ class TorchBackend:
         return found
 
     def weights(self) -> Mapping[str, Any]:
-        """Parameters by transformers names, tied ones once."""
-        return dict(self._model.named_parameters())
+        """Parameters and kept buffers by the names they are saved under, tied ones once.
+
+        In memory transformers stacks experts and renames some modules.
+        """
+        from transformers.core_model_loading import revert_weight_conversion
+
+        buffers = dict(self._model.named_buffers())
+        kept = {name: b for name, b in self._model.state_dict().items() if name in buffers}
+        parameters = dict(self._model.named_parameters())
+        return revert_weight_conversion(self._model, {**parameters, **kept})
 
     def checkpoint(self) -> Mapping[str, Any]:
         return self.weights()
@@ -178,84 +197,6 @@ class TorchBackend:
                 # transformers keeps the base of the longest sequence seen until a short one comes.
                 self._model(torch.tensor([[0]]), use_cache=False)
             yield
-
-    @contextlib.contextmanager
-    def _hooks(
-        self,
-        observe: Observe | None,
-        feed: Sequence[np.ndarray] | None,
-        inside: int | None,
-        length: int,
-    ) -> Iterator[None]:
-        if observe is None and feed is None:
-            yield
-            return
-        with contextlib.ExitStack() as stack:
-
-            def see(site: Site, value: Any) -> None:
-                if observe is not None:
-                    observe(site, rows(_numpy(value), length))
-
-            def fed(k: int, like: Any) -> Any:
-                assert feed is not None
-                return self._torch.tensor(feed[k], dtype=like.dtype)[None]
-
-            def entering(module: Any, args: tuple, kwargs: dict) -> Any:
-                name = "hidden_states"
-                value = args[0] if args else kwargs[name]
-                path = self._paths[self._model.get_input_embeddings()]
-                see(self._site("embedding", None, path), value)
-                if feed is None:
-                    return None
-                if args:
-                    return (fed(0, value), *args[1:]), kwargs
-                return args, {**kwargs, name: fed(0, value)}
-
-            def leaving(k: int) -> Any:
-                def hook(module: Any, args: tuple, out: Any) -> Any:
-                    value = out[0] if isinstance(out, tuple) else out
-                    see(self._site("block", k, f"{self._layers_path}.{k}"), value)
-                    if feed is None:
-                        return None
-                    replaced = fed(k + 1, value)
-                    return (replaced, *out[1:]) if isinstance(out, tuple) else replaced
-
-                return hook
-
-            def inner(site: Site) -> Any:
-                def hook(module: Any, args: tuple, out: Any) -> None:
-                    value = out[0] if isinstance(out, tuple) else out
-                    if self._torch.is_tensor(value) and value.ndim >= 3:
-                        see(site, value)
-
-                return hook
-
-            enter = stack.enter_context
-            enter(self._layers[0].register_forward_pre_hook(entering, with_kwargs=True))
-            for k, layer in enumerate(self._layers):
-                enter(layer.register_forward_hook(leaving(k)))
-            if inside is not None:
-                base = f"{self._layers_path}.{inside}."
-                for part, module in self._layers[inside].named_modules():
-                    if part:
-                        site = Site("module", inside, part, base + part)
-                        enter(module.register_forward_hook(inner(site)))
-            if self._norm is not None:
-                site = self._site("norm", None, self._paths[self._norm])
-                enter(self._norm.register_forward_hook(inner(site)))
-            yield
-
-    def _site(self, kind: str, block: int | None, path: str) -> Site:
-        return Site(kind, block, "", path)
-
-
-def _numpy(tensor: Any) -> np.ndarray:
-    import torch
-
-    tensor = tensor.detach()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.to(torch.float64).to(torch.float32)
-    return tensor.numpy()
 
 
 def _eos_ids(tokenizer: Any, files: Any) -> tuple[int, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..comparison import Comparison
-from ..metrics import margins
+from ..metrics import FLOOR, margins, position_rms
 from ..policy import TIE
 from ..types import FAIL, INCONCLUSIVE, PASS, SKIP, CheckResult, Divergence
 
-ORDER = 5
+ORDER = 90
 
 
 def run(comparison: Comparison) -> CheckResult:
@@ -24,14 +24,14 @@ def run(comparison: Comparison) -> CheckResult:
         return CheckResult(name, SKIP, "no greedy tokens are on record")
     start, expected = probe.prompt, probe.tokens[probe.prompt :]
     seen = comparison.observation(probe)
-    evidence = comparison.evidence(probe)
     at = np.arange(start - 1, start - 1 + len(expected))  # logits that choose each token
-    margin = margins(evidence.logits)[at]
-    noise = np.maximum(evidence.spread[at], comparison.floor * np.abs(evidence.logits[at]).max(1))
+    margin = margins(seen.oracle)[at]
+    floor = FLOOR[comparison.dtype] * np.abs(seen.oracle[at]).max(1)
+    noise = np.maximum(position_rms(seen.twin, seen.oracle)[at], floor)
     tie = margin <= TIE * noise
 
     actual = comparison.candidate.greedy(probe.tokens[:start], len(expected))
-    forced = seen.best[at]
+    forced = seen.actual[at].argmax(1)
     measures = {
         "tokens": len(expected),
         "smallest_margin_over_noise": float((margin / noise).min()),
@@ -45,7 +45,7 @@ def run(comparison: Comparison) -> CheckResult:
         taken = actual[i] if free else int(forced[i])
         if taken == token:
             continue
-        if not evidence.has_oracle:
+        if not seen.has_oracle:
             text = f"token {i} is {taken}, not {token}, and no oracle says how near they are"
             return CheckResult(name, INCONCLUSIVE, text, measures)
         units = float(margin[i] / noise[i])
@@ -63,7 +63,7 @@ def run(comparison: Comparison) -> CheckResult:
     reason = f"{equal} of {len(expected)} tokens equal"
     if measures["ties"]:
         reason += f", {measures['ties']} tie{'s' if measures['ties'] > 1 else ''}"
-    verdict = PASS if evidence.has_oracle else INCONCLUSIVE
+    verdict = PASS if seen.has_oracle else INCONCLUSIVE
     return CheckResult(name, verdict, reason, measures)
 
 

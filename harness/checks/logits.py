@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..comparison import Comparison, site_result
 from ..types import CheckResult
 
-ORDER = 4
+ORDER = 60
 
 
 def run(comparison: Comparison) -> CheckResult:

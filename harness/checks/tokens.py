@@ -6,7 +6,7 @@ from ..comparison import Comparison
 from ..probes import TEXTS
 from ..types import FAIL, PASS, SKIP, CheckResult, Divergence
 
-ORDER = 2
+ORDER = 20
 
 
 def run(comparison: Comparison) -> CheckResult:

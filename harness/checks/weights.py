@@ -9,7 +9,7 @@ import numpy as np
 from ..comparison import Comparison
 from ..types import FAIL, PASS, SKIP, CheckResult, Divergence
 
-ORDER = 1
+ORDER = 10
 
 
 def run(comparison: Comparison) -> CheckResult:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from engine.files import ModelFiles, golden_roots
 from engine.weights import read_weights
 
 from ..errors import BadGolden
+from ..files import write_whole
 
 NAME = "MANIFEST.json"
 SCHEMA = "harness.manifest/1"
@@ -143,13 +143,3 @@ def add_entry(folder: Path, entry: Mapping[str, Any]) -> None:
     goldens = sorted([*others, entry], key=lambda each: each["file"])
     text = json.dumps({"schema": SCHEMA, "goldens": goldens}, indent=1) + "\n"
     write_whole(path, text.encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the file, then move over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

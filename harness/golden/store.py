@@ -24,10 +24,11 @@ from engine.weights import read_weights
 from .. import environment
 from ..backends import Request
 from ..errors import BadGolden
+from ..files import write_whole
 from ..metrics import margins
 from ..probes import TEXTS
 from ..reference import Oracle, rounded
-from ..types import ISOLATED, PROPAGATED, Evidence, Probe, Site, TokenFacts
+from ..types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
 from .manifest import NAME as MANIFEST
 from .manifest import (
     add_entry,
@@ -38,7 +39,6 @@ from .manifest import (
     identity,
     model_name,
     read_manifest,
-    write_whole,
 )
 
 SCHEMA = "harness.golden/1"
@@ -80,13 +80,17 @@ class GoldenReference:
             mode: {site: self._arrays[f"{index}.{mode}.{k}"] for k, site in enumerate(self._sites)}
             for mode in noise
         }
-        inputs = [
-            rounded(array, self.dtype)
+        feed = {
+            site: rounded(array, self.dtype)
             for site, array in expected[PROPAGATED].items()
             if site.kind in ("embedding", "block")
-        ]
+        }
         by_site = {m: dict(zip(self._sites, noise[m], strict=True)) for m in noise}
-        return Evidence(expected, by_site, inputs, self._arrays[f"{index}.spread"])
+        twin = self._arrays[f"{index}.reference.{self._sites.index(LOGITS)}"]
+        return Evidence(expected, feed, by_site, twin)
+
+    def more(self, kind: str, i: int) -> None:
+        return None
 
     def inside(self, probe: Probe, block: int) -> Evidence | None:
         return None
@@ -121,7 +125,7 @@ def record(
     from ..judge import load_reference
 
     files = find_model(model, revision)
-    live: Any = load_reference(reference, Request(files, dtype))
+    live: Any = load_reference(reference, Request(files, dtype), prompts=1)
     if reference == "golden" or not isinstance(getattr(live, "_truth", None), Oracle):
         raise BadGolden(
             f"reference {reference!r} has no oracle to record: PyTorch must be installed"
@@ -140,7 +144,6 @@ def record(
             for mode in (PROPAGATED, ISOLATED):
                 arrays[f"{index}.{mode}.{k}"] = np.ascontiguousarray(evidence.expected[mode][site])
             arrays[f"{index}.reference.{k}"] = np.ascontiguousarray(own[site], dtype=np.float32)
-        arrays[f"{index}.spread"] = evidence.spread
         noise = {m: [evidence.noise[m][s] for s in sites] for m in (PROPAGATED, ISOLATED)}
         entry = {**vars(probe), "tokens": list(probe.tokens), "noise": noise}
         if probe.prompt is not None:  # how far each greedy token was ahead of the next best

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from ..types import SiteDiff, Verdict
 
 SCHEMA = "harness.verdict/1"
@@ -17,12 +17,7 @@ SCHEMA = "harness.verdict/1"
 def write(verdict: Verdict, path: Path) -> None:
     """Write the document whole or not at all. Raises OSError."""
     text = json.dumps(document(verdict), indent=1, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text.encode())
 
 
 def document(verdict: Verdict) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from engine.architectures import decoder_spec
 from engine.cache import STEP, Cache, make_cache
 from engine.config import Config
 from engine.decoder import Decoder
-from parity_tests.families import config_of, variants
+from harness.random_models import config_of, variants
 
 
 def kv(start: int, count: int) -> mx.array:

@@ -7,7 +7,7 @@ import pytest
 from engine.architectures import decoder_spec, supported
 from engine.config import Config
 from engine.errors import InvalidConfig, UnsupportedArchitecture
-from parity_tests.families import config_of, variants
+from harness.random_models import config_of, variants
 
 
 def respelt(config: dict) -> dict:

@@ -74,21 +74,21 @@ def test_rotary_frequencies_are_made_in_float64(twin):
 def test_isolated_input_replaces_what_enters_each_block(twin):
     """Feeding the model its own activations changes nothing; other ones change every block."""
     seen, fed = [], []
-    twin.forward(TOKENS, lambda site, array: seen.append((site.kind, array)))
-    feed = [array for kind, array in seen if kind in ("embedding", "block")]
-    twin.forward(TOKENS, lambda site, array: fed.append((site.kind, array)), feed=feed)
+    twin.forward(TOKENS, lambda site, array: seen.append((site, array)))
+    feed = {site: array for site, array in seen if site.kind in ("embedding", "block")}
+    twin.forward(TOKENS, lambda site, array: fed.append((site, array)), feed=feed)
     for (_, a), (_, b) in zip(seen, fed, strict=True):
         assert np.array_equal(a, b)
     changed = []
     twin.forward(
         TOKENS,
-        lambda site, array: changed.append((site.kind, array)),
-        feed=[array + 1 for array in feed],
+        lambda site, array: changed.append((site, array)),
+        feed={site: array + 1 for site, array in feed.items()},
     )
     assert all(
         not np.array_equal(a, b)
-        for (kind, a), (_, b) in zip(seen, changed, strict=True)
-        if kind != "embedding"
+        for (site, a), (_, b) in zip(seen, changed, strict=True)
+        if site.kind != "embedding"
     )
 
 

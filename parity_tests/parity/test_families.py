@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import harness
-from parity_tests.families import variants
+from harness.random_models import variants
 from parity_tests.parity.test_golden_models import summary
 
 pytestmark = pytest.mark.parity

@@ -118,7 +118,7 @@ def test_a_scaled_embedding_and_a_scaled_head_are_told_apart(judged, tiny_llama)
     assert "embedding" in judged(tiny_llama, embedding, checks=["blocks"]).diagnosis
     verdict = judged(tiny_llama, head, checks=["blocks", "logits"])
     assert [c.name for c in verdict.checks if c.verdict == "fail"] == ["logits"]
-    assert "head" in verdict.diagnosis
+    assert "last norm" in verdict.diagnosis
 
 
 def test_a_shift_of_all_positions_is_no_fault(judged, tiny_llama):

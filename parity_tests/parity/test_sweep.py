@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 import harness
-from parity_tests.families import config_of, variants, write_model
+from harness.random_models import config_of, variants, write_model
 from parity_tests.parity.test_golden_models import summary
 
 pytestmark = pytest.mark.full

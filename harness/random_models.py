@@ -1,7 +1,7 @@
 """Small random models of every family the engine has, written to disk as transformers writes them.
 
-Found by scanning engine/architectures: a new family is tested with no change here. Weights are
-random, but made to expose faults: gains away from one, biases not zero, peaked attention.
+Found by scanning engine/architectures, so that a new family is there with no change here. Weights
+are random, but made to expose faults: gains away from one, biases not zero, peaked attention.
 """
 
 from __future__ import annotations

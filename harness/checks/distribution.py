@@ -1,0 +1,109 @@
+"""Does the candidate give the next token the same probabilities?"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from statistics import fmean, stdev
+
+import numpy as np
+
+from ..comparison import Comparison, Observation, undecided
+from ..metrics import FLOOR, kl, log_likelihood, margins, position_rms
+from ..policy import TIE
+from ..types import FAIL, INCONCLUSIVE, LOGITS, PASS, SKIP, CheckResult, Divergence
+
+ORDER = 80
+MEASURE = "distribution"
+
+
+def run(comparison: Comparison) -> CheckResult:
+    """Kullback-Leibler divergence from the oracle, in units of the reference's own; best tokens.
+
+    The root of the divergence grows as the error does, so its ratio is judged like any other. A
+    best token may differ where the oracle's margin is within noise. Log-likelihood is reported.
+    """
+    seen = [o for o in comparison.observations() if o.actual.shape == o.oracle.shape]
+    if not seen or not all(np.isfinite(o.actual).all() for o in seen):
+        return CheckResult(MEASURE, SKIP, "the logits are not finite, or of another shape")
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for o in seen:
+        ratios[o.probe.kind].append(_ratio(o, comparison.dtype))
+    has_oracle = all(o.has_oracle for o in seen)
+    decisions = [
+        comparison.decide(MEASURE, kind, values, len(ratios), site=LOGITS, has_oracle=has_oracle)
+        for kind, values in ratios.items()
+    ]
+    measures = _measures(seen)
+    failed = [d for d in decisions if d.verdict == FAIL]
+    if failed:
+        worst = max(failed, key=lambda d: max(d.ratios))
+        at = int(np.argmax(worst.ratios))
+        probe = [o.probe for o in seen if o.probe.kind == worst.kind][at]
+        message = (
+            f"the root of the KL divergence is {worst.ratios[at]:.3g} times the reference's own "
+            f"on probe {probe.name!r} (limit {worst.limit:g})"
+        )
+        return _fails(probe.name, message, measures, worst.ratios[at], worst.limit)
+    flips = [(o, t) for o in seen if o.has_oracle for t in _flips(o, comparison.dtype)]
+    if flips:
+        o, t = flips[0]
+        message = (
+            f"on probe {o.probe.name!r} the best token after position {t} is "
+            f"{int(o.actual[t].argmax())}, not {int(o.oracle[t].argmax())}, beyond a tie"
+        )
+        return _fails(o.probe.name, message, measures, None, None, t)
+    open_ones = [d for d in decisions if d.verdict == INCONCLUSIVE]
+    if open_ones:
+        return CheckResult(MEASURE, INCONCLUSIVE, undecided(open_ones), measures)
+    reason = (
+        f"KL {measures['kl']['mean']:.1e} ± {measures['kl']['standard_error']:.0e} nats; "
+        f"best token equal at {measures['top1']['mean']:.2%}; log-likelihood "
+        f"{measures['log_likelihood_change']['mean']:+.1e} ± "
+        f"{measures['log_likelihood_change']['standard_error']:.0e}"
+    )
+    return CheckResult(MEASURE, PASS, reason, measures)
+
+
+def _ratio(o: Observation, dtype: str) -> float:
+    """Root of the candidate's mean KL over the reference's; floored like any noise."""
+    floor = FLOOR[dtype] * float(np.std(o.oracle, axis=1).mean())
+    least = floor**2 / 2  # what logits that are off by the floor everywhere would give
+    noise = max(float(kl(o.twin, o.oracle).mean()), least)
+    return math.sqrt(max(float(kl(o.actual, o.oracle).mean()), 0.0) / noise)
+
+
+def _flips(o: Observation, dtype: str) -> list[int]:
+    """Positions where the best tokens differ although the oracle's margin is beyond noise."""
+    floor = FLOOR[dtype] * np.abs(o.oracle).max(1)
+    noise = np.maximum(position_rms(o.twin, o.oracle), floor)
+    other = o.actual.argmax(1) != o.oracle.argmax(1)
+    return [int(t) for t in np.flatnonzero(other & (margins(o.oracle) > TIE * noise))]
+
+
+def _measures(seen: list[Observation]) -> dict:
+    """Mean and standard error over prompts of what users of other tools know."""
+    same = [float((o.actual.argmax(1) == o.oracle.argmax(1)).mean()) for o in seen]
+    longer = [o for o in seen if len(o.probe.tokens) > 1]
+    change = [
+        log_likelihood(o.actual, o.probe.tokens) - log_likelihood(o.oracle, o.probe.tokens)
+        for o in longer
+    ]
+    return {
+        "prompts": len(seen),
+        "kl": _summary([float(kl(o.actual, o.oracle).mean()) for o in seen]),
+        "top1": _summary(same),
+        "log_likelihood_change": _summary(change),
+    }
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"mean": fmean(values) if values else 0.0, "standard_error": error}
+
+
+def _fails(probe, message, measures, ratio, limit, token=None) -> CheckResult:
+    divergence = Divergence(
+        MEASURE, probe, message, LOGITS.path, ratio=ratio, limit=limit, token=token
+    )
+    return CheckResult(MEASURE, FAIL, message, measures, divergence=divergence)

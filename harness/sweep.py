@@ -1,0 +1,92 @@
+"""Many independent tasks in several processes, resumable: what calibration and faults run on.
+
+A task is a JSON-able dict; its result, a JSON-able value, is written to a file as soon as it is
+there, one line each, so that an interrupted sweep goes on where it stopped. Knows nothing of what
+the tasks do.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from .errors import BadOption
+
+Task = dict[str, Any]
+Progress = Callable[[int, "int | None", str], None]
+
+
+def sweep(
+    function: Callable[[Task], Any],
+    tasks: Sequence[Task],
+    *,
+    jobs: int = 1,
+    resume: Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Task, Any]]:
+    """Yield every task with its result, as they come; those in `resume` without running them.
+
+    `function` is one of a module's top level: with more than one job it runs in other processes.
+    Raises what a task raised, after the results before it were written.
+    """
+    done = _read(resume) if resume else {}
+    tell = progress or (lambda done, total, what: None)
+    count = 0
+    for task in tasks:
+        if _key(task) in done:
+            count += 1
+            yield task, done[_key(task)]
+    todo = [task for task in tasks if _key(task) not in done]
+    tell(count, len(tasks), "")
+    for task, result in _run(function, todo, jobs):
+        count += 1
+        if resume:
+            with resume.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"task": task, "result": result}) + "\n")
+        tell(count, len(tasks), " ".join(map(str, task.values())))
+        yield task, result
+
+
+def _run(
+    function: Callable[[Task], Any], tasks: Sequence[Task], jobs: int
+) -> Iterator[tuple[Task, Any]]:
+    if jobs <= 1:
+        for task in tasks:
+            yield task, function(task)
+        return
+    # A fresh interpreter each: MLX and torch do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        pending = {pool.submit(function, task): task for task in tasks}
+        try:
+            for future in as_completed(pending):
+                yield pending[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Results so far; a last line that was cut off counts as not there."""
+    if not path.exists():
+        return {}
+    found = {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                entry = json.loads(line)
+                found[_key(entry["task"])] = entry["result"]
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise BadOption(f"{path}, line {number}, is no result of a sweep") from None
+    if lines[-1]:  # what was cut off is written anew
+        path.write_text("\n".join(lines[:-1]) + "\n" if len(lines) > 1 else "", encoding="utf-8")
+    return found
+
+
+def _key(task: Task) -> str:
+    return json.dumps(task, sort_keys=True)

@@ -1,0 +1,64 @@
+"""Ties between experts: where a router's choice is within noise, either choice is right.
+
+A token that goes to other experts is another computation, whose difference says nothing about
+rounding. So tokens whose experts are not the oracle's are left out of a site's error, provided that
+the oracle's own margin between the experts chosen and the next best is within noise; where it is
+not, the token stays, and shows the defect.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .metrics import rms
+from .policy import TIE, effective_noise
+from .types import ISOLATED, Evidence, Site
+
+
+class Ties:
+    """Tokens to leave out, as one forward pass in one mode is observed."""
+
+    def __init__(self, evidence: Evidence, mode: str, dtype: str) -> None:
+        self._evidence, self._mode, self._dtype = evidence, mode, dtype
+        self._tied: dict[int, np.ndarray] = {}  # block -> (T,) booleans
+
+    def see(self, site: Site, actual: np.ndarray) -> None:
+        """Compare the chosen experts of a block, (T, k) ids in any order."""
+        if site.kind != "experts" or site.block is None:
+            return
+        expected = self._evidence.expected[self._mode][site]
+        if actual.shape != expected.shape:
+            return
+        other = (np.sort(actual, axis=1) != np.sort(expected, axis=1)).any(axis=1)
+        self._tied[site.block] = other & self._close(site.block, expected.astype(int))
+
+    def kept(self, site: Site) -> np.ndarray | slice:
+        """The rows that count at a site: a flip is its own block's, and of all later ones when
+        errors travel."""
+        if not self._tied or site.kind in ("router", "experts", "embedding"):
+            return slice(None)
+        here = self._tied.get(-1 if site.block is None else site.block)
+        if self._mode == ISOLATED:
+            return slice(None) if here is None else ~here
+        until = [t for k, t in self._tied.items() if site.block is None or k <= site.block]
+        return ~np.logical_or.reduce(until) if until else slice(None)
+
+    def count(self, site: Site) -> int:
+        """How many tokens are left out at a site."""
+        kept = self.kept(site)
+        return 0 if isinstance(kept, slice) else int((~kept).sum())
+
+    def _close(self, block: int, chosen: np.ndarray) -> np.ndarray:
+        """(T,): whether the oracle's margin between experts chosen and not is within noise.
+
+        False where the router's logits alone do not explain the choice: then no margin is known.
+        """
+        router = Site("router", block)
+        logits = self._evidence.expected[self._mode].get(router)
+        if logits is None or chosen.shape[1] >= logits.shape[1]:
+            return np.zeros(len(chosen), bool)
+        taken = np.zeros(logits.shape, bool)
+        np.put_along_axis(taken, chosen, True, axis=1)
+        margin = np.where(taken, logits, np.inf).min(1) - np.where(taken, -np.inf, logits).max(1)
+        noise = effective_noise(self._evidence.noise[self._mode].get(router, 0.0), self._dtype)
+        return (margin >= 0) & (margin <= TIE * noise * rms(logits))
