@@ -108,7 +108,7 @@ def scored(task: Task) -> list[dict[str, Any]]:
         files = find_model(write_model(Path(folder), config, seed=task["seed"]))
         for dtype in DTYPES:
             request = Request(files, dtype)
-            reference = Remembered(load_reference("torch", request))  # type: ignore[arg-type]
+            reference = Remembered(load_reference("torch", request))
             for name in ON_CPU if used == "cpu" else ON_GPU:
                 if name == "torch:sdpa" and config.get("attn_logit_softcapping"):
                     continue  # fused attention leaves the cap out: that is no harmless change

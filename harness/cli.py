@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 golden = typer.Typer(help="Record and verify golden traces.")
 app.add_typer(golden, name="golden")
+faults = typer.Typer(help="Plant defects, and count what is found.")
+app.add_typer(faults, name="faults")
 
 ModelOption = Annotated[
     str,
@@ -156,6 +158,56 @@ def verify(
 
     for entry in check(folder, model):
         print(f"ok  {entry}")
+
+
+@faults.command("list")
+def list_faults() -> None:
+    """Every fault of the catalogue: name, where it was found in public, and what it does."""
+    from rich.table import Table
+
+    from .faults import all_faults
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, fault in all_faults().items():
+        mark = "equivalent" if fault.equivalent else fault.source
+        table.add_row(name, mark, fault.what)
+    _console().print(table)
+
+
+@faults.command("run")
+def run_faults(
+    models: Annotated[
+        str | None, typer.Option(help="Comma-separated FAMILY/VARIANT or models; default all.")
+    ] = None,
+    candidates: Annotated[str, typer.Option(help="Comma-separated.")] = "engine,mlx-lm",
+    seeds: Annotated[int, typer.Option(help="Random models of every variant.")] = 1,
+    clean_seeds: Annotated[
+        int, typer.Option(help="Random models of every variant left clean, at every dtype.")
+    ] = 6,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+    resume: Annotated[
+        Path | None, typer.Option(help="Results so far; the file grows as they come.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every score to this file.")] = None,
+) -> int:
+    """Plant every fault on every model, one by one, and print the scoreboard.
+
+    Exit status 1 when a fault that is no equivalent is not found, or a clean run fails.
+    """
+    from .report.scores import as_markdown, misses, write
+    from .scoreboard import plan, run_model, shipped_and_random
+    from .sweep import sweep
+
+    tasks = plan(_list(models) or shipped_and_random(), _list(candidates) or [], seeds, clean_seeds)
+    with _progress() as progress:
+        found = sweep(run_model, tasks, jobs=jobs, resume=resume, progress=progress)
+        scores = [score for _, result in found for score in result]
+    if json is not None:
+        write(scores, json)
+    print(as_markdown(scores))
+    for line in (missed := misses(scores)):
+        print(line)
+    return 1 if missed else 0
 
 
 @contextlib.contextmanager

@@ -155,17 +155,20 @@ class LiveReference:
 
 
 class Remembered:
-    """A live reference that keeps all evidence it was asked for, for many candidates of one model.
+    """A reference that keeps all evidence it was asked for, for many candidates of one model.
 
     Everything stays in memory: for tiny models.
     """
 
-    def __init__(self, reference: LiveReference) -> None:
+    def __init__(self, reference: Reference) -> None:
+        self.name, self.dtype = reference.name, reference.dtype
+        self.more, self.weights, self.tokens = reference.more, reference.weights, reference.tokens
         self._reference = reference
         self._found: dict[tuple[str, int | None], Evidence | None] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reference, name)
+    @property
+    def probes(self) -> list[Probe]:
+        return self._reference.probes
 
     def evidence(self, probe: Probe) -> Evidence:
         found = self._remember(probe, None, lambda: self._reference.evidence(probe))

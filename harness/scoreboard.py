@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
-from engine.files import find_model
+from engine.files import ModelFiles, find_model
 
 from . import environment
 from .backends import Backend, Request, load_backend
@@ -24,11 +24,15 @@ from .comparison import Comparison
 from .faults import Fault, NotApplicable, all_faults
 from .faults._patient import Patient
 from .limits import find_limits
-from .random_models import config_of, write_model
+from .metrics import FLOOR
+from .random_models import config_of, variants, write_model
+from .reference import PROMPTS, Reference
 from .sweep import Task
-from .types import FAIL, PASS, Verdict
+from .types import FAIL, PASS, Probe, Verdict
 
 CANDIDATES = ("engine", "mlx-lm")
+SHIPPED = ("tiny-llama", "tiny-gemma3", "tiny-gpt2")  # with tokenizers, which random models lack
+CLEAN_FROM = 1000  # seeds that calibration never used
 UNASKED = ("environment", "weights", "greedy")  # greedy repeats what cache and distribution see
 
 
@@ -40,6 +44,7 @@ class Score:
     fault: str
     candidate: str
     model: str
+    dtype: str
     seed: int
     verdict: str
     equivalent: bool
@@ -49,53 +54,114 @@ class Score:
     diagnosis: str
 
 
+def shipped_and_random() -> list[str]:
+    """Every model a full run uses: random ones of every variant, and those shipped."""
+    return [*(f"{family}/{variant}" for family, variant in variants()), *SHIPPED]
+
+
+def plan(
+    models: Sequence[str], candidates: Sequence[str], seeds: int, clean_seeds: int
+) -> list[Task]:
+    """Tasks of a full run: every fault on every model at float32, and clean runs at every dtype."""
+    tasks: list[Task] = [
+        {"model": m, "seed": seed, "candidate": candidate, "dtype": "float32", "faults": None}
+        for seed in range(seeds)
+        for m in models
+        for candidate in candidates
+        if seed == 0 or "/" in m  # only random models have seeds
+    ]
+    for seed in range(CLEAN_FROM, CLEAN_FROM + clean_seeds):
+        tasks += [
+            {"model": m, "seed": seed, "candidate": "engine", "dtype": dtype, "faults": []}
+            for m in models
+            for dtype in FLOOR
+            if "/" in m
+        ]
+    return tasks
+
+
+def run_once(models: Sequence[str], candidates: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Every fault once per candidate, on the first model that has a place for it."""
+    for candidate in candidates:
+        left = set(all_faults())
+        for model in models:
+            task = {"model": model, "seed": 0, "candidate": candidate, "dtype": "float32"}
+            scores = run_model({**task, "faults": sorted(left)})
+            left -= {score["fault"] for score in scores}
+            yield from scores
+
+
 def run_model(task: Task) -> list[dict[str, Any]]:
     """Plant every fault that a model has a place for, one by one; a clean run comes first.
 
-    A task names family, variant, seed, candidate, dtype, and faults (names, or None for all).
+    A task names a model (FAMILY/VARIANT, made at random from its seed, or what `--model` takes),
+    candidate, dtype, and faults (names, or None for all).
     """
-    from .judge import load_reference
-    from .reference import Remembered
-
-    config = config_of(task["family"], task["variant"])
     wanted = all_faults()
     if task["faults"] is not None:
         wanted = {name: wanted[name] for name in task["faults"]}
-    scores: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mlx-parity-") as folder:
-        files = find_model(write_model(Path(folder), config, seed=task["seed"]))
-        request = Request(files, task["dtype"])
-        reference = Remembered(load_reference("torch", request))  # type: ignore[arg-type]
+        family, _, variant = task["model"].partition("/")
+        if (family, variant) in variants():
+            config = config_of(family, variant)
+            files = find_model(write_model(Path(folder), config, seed=task["seed"]))
+        else:
+            files = find_model(task["model"])
+        return list(_scores(task, wanted, files))
 
-        def judged(candidate: Backend) -> Verdict:
-            return _judged(reference, candidate, files)
 
+def _scores(task: Task, wanted: Mapping[str, Fault], files: ModelFiles) -> Iterator[dict[str, Any]]:
+    from .judge import load_reference
+    from .reference import Remembered
+
+    request = Request(files, task["dtype"])
+    reference = Remembered(load_reference("torch", request))
+    probes = _probes(reference, task["seed"])
+    try:
+        candidate = load_backend(task["candidate"], request)
+    except EngineError:
+        return  # this candidate does not have the family
+    clean = _judged(reference, candidate, files, probes)
+    yield _score(task, "", None, clean, 0, None)
+    if clean.verdict != PASS:
+        return  # what is wrong already says nothing about a fault
+    for name, fault in wanted.items():
+        candidate = load_backend(task["candidate"], request)
+        patient = Patient(candidate, files.config)
+        block = _block(name, task["seed"], len(patient.blocks))
         try:
-            clean = judged(load_backend(task["candidate"], request))
-        except EngineError:
-            return []  # this candidate does not have the family
-        scores.append(_score(task, "", None, clean, 0, None))
-        if clean.verdict != PASS:
-            return scores  # what is wrong already says nothing about a fault
-        for name, fault in wanted.items():
-            candidate = load_backend(task["candidate"], request)
-            patient = Patient(candidate, config)
-            block = _block(name, task["seed"], len(patient.blocks))
-            try:
-                fault.inject(patient, block)
-            except NotApplicable:
-                continue
-            scores.append(_score(task, name, fault, judged(candidate), block, patient))
-    return scores
+            fault.inject(patient, block)
+        except NotApplicable:
+            continue
+        verdict = _judged(reference, candidate, files, probes)
+        yield _score(task, name, fault, verdict, block, patient)
 
 
-def _judged(reference: Any, candidate: Backend, files: Any) -> Verdict:
+def _probes(reference: Reference, seed: int) -> list[Probe]:
+    """Other prompts of the same kinds for every seed."""
+    found = []
+    for probe, i in _numbered(reference.probes):
+        other = reference.more(probe.kind, i + PROMPTS * seed) if seed else None
+        found.append(other or probe)
+    return found
+
+
+def _numbered(probes: Sequence[Probe]) -> Iterator[tuple[Probe, int]]:
+    counts: dict[str, int] = defaultdict(int)
+    for probe in probes:
+        yield probe, counts[probe.kind]
+        counts[probe.kind] += 1
+
+
+def _judged(
+    reference: Reference, candidate: Backend, files: ModelFiles, probes: Sequence[Probe]
+) -> Verdict:
     from .judge import ask
 
     questions = {name: check for name, check in all_checks().items() if name not in UNASKED}
     limits = find_limits(environment.device_class(candidate.device))
     verdict = Verdict("", candidate.name, "torch", candidate.dtype, candidate.device)
-    comparison = Comparison(files, reference, candidate, reference.probes, limits)
+    comparison = Comparison(files, reference, candidate, probes, limits)
     ask(comparison, questions, verdict)
     return verdict
 
@@ -115,7 +181,8 @@ def _score(
     score = Score(
         fault=name,
         candidate=task["candidate"],
-        model=f"{task['family']}/{task['variant']}",
+        model=task["model"],
+        dtype=task["dtype"],
         seed=task["seed"],
         verdict=verdict.verdict,
         equivalent=bool(fault and fault.equivalent),
@@ -157,38 +224,40 @@ def _open(verdict: Verdict) -> str:
 
 @dataclass(frozen=True)
 class Board:
-    """Counts of (right, all) over runs."""
+    """Counts of (right, all) over runs. A false alarm is a clean run or an equivalent that fails;
+    what is inconclusive is no alarm, and no detection either."""
 
     detected: tuple[int, int]
     block: tuple[int, int]
     module: tuple[int, int]
-    equivalent_passed: tuple[int, int]
+    equivalent_quiet: tuple[int, int]
+    clean_quiet: tuple[int, int]
     clean_passed: tuple[int, int]
 
 
 def board(scores: Sequence[Mapping[str, Any]]) -> Board:
-    """Sum up scores."""
+    """Sum up scores. Clean runs are those of the engine: mlx-lm has divergences of its own."""
     faulty = [s for s in scores if s["fault"] and not s["equivalent"]]
     equivalent = [s for s in scores if s["equivalent"]]
-    clean = [s for s in scores if not s["fault"]]
+    clean = [s for s in scores if not s["fault"] and s["candidate"] == "engine"]
 
-    def count(rows: Sequence[Mapping[str, Any]], right: Any) -> tuple[int, int]:
+    def count(rows: Sequence[Mapping[str, Any]], right: Callable[[Any], Any]) -> tuple[int, int]:
         return sum(bool(right(s)) for s in rows), len(rows)
 
     return Board(
-        count(faulty, lambda s: s["verdict"] == FAIL),
-        count([s for s in faulty if s["block"] is not None], lambda s: s["block"]),
-        count([s for s in faulty if s["module"] is not None], lambda s: s["module"]),
-        count(equivalent, lambda s: s["verdict"] == PASS),
-        count(clean, lambda s: s["verdict"] == PASS),
+        detected=count(faulty, lambda s: s["verdict"] == FAIL),
+        block=count([s for s in faulty if s["block"] is not None], lambda s: s["block"]),
+        module=count([s for s in faulty if s["module"] is not None], lambda s: s["module"]),
+        equivalent_quiet=count(equivalent, lambda s: s["verdict"] != FAIL),
+        clean_quiet=count(clean, lambda s: s["verdict"] != FAIL),
+        clean_passed=count(clean, lambda s: s["verdict"] == PASS),
     )
 
 
-def by_kind(scores: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Board]]:
+def by_kind(scores: Sequence[Mapping[str, Any]]) -> dict[str, Board]:
     """A board for every kind of fault."""
     kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for score in scores:
         if score["fault"]:
             kinds[score["fault"].partition(".")[0]].append(score)
-    for kind in sorted(kinds):
-        yield kind, board(kinds[kind])
+    return {kind: board(kinds[kind]) for kind in sorted(kinds)}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_whole
-from ..types import SiteDiff, Verdict
+from ..types import Decision, SiteDiff, Verdict
 
 SCHEMA = "harness.verdict/1"
 
@@ -46,6 +46,9 @@ def document(verdict: Verdict) -> dict[str, Any]:
                 for check in verdict.checks
             ],
             "sites": [_site(diff) for diff in verdict.sites],
+            "decisions": [_decision(decision) for decision in verdict.decisions],
+            "prompts_needed": verdict.prompts_needed,
+            "calibration": verdict.calibration,
             "environment": verdict.environment,
             "seconds": verdict.seconds,
             "peak_memory_bytes": verdict.peak_memory_bytes,
@@ -81,4 +84,21 @@ def _site(diff: SiteDiff) -> dict[str, Any]:
         "dtype": diff.dtype,
         "token": diff.token,
         "note": diff.note,
+        "ties": diff.ties,
+    }
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    return {
+        "measure": decision.measure,
+        "site": decision.site and decision.site.path,
+        "block": decision.site and decision.site.block,
+        "dtype": decision.dtype,
+        "kind": decision.kind,
+        "prompts": len(decision.ratios),
+        "low": decision.low,
+        "high": decision.high,
+        "limit": decision.limit,
+        "verdict": decision.verdict,
+        "more": decision.more,
     }

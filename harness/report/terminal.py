@@ -16,9 +16,10 @@ WORDS = {
     PASS: "PASS: parity holds",
     FAIL: "FAIL: parity does not hold",
     ERROR: "ERROR: the comparison could not be run",
-    INCONCLUSIVE: "INCONCLUSIVE: nothing was found, and too little is known to say more",
+    INCONCLUSIVE: "INCONCLUSIVE: nothing is shown to be wrong, nor that nothing is",
 }
 BAR = 28  # characters
+DECADES = 2  # of ratios below the limit; half as many above it
 SHOWN_BLOCKS = 40
 
 
@@ -59,9 +60,10 @@ def _checks(verdict: Verdict) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     several = len({check.dtype for check in verdict.checks}) > 1
+    asked = {check.name for check in verdict.checks if check.verdict != SKIP}
     for check in verdict.checks:
-        if several and check.verdict == SKIP and check.dtype != "float32":
-            continue
+        if check.verdict == SKIP and check.name in asked:
+            continue  # answered on another rung
         table.add_row(
             Text(check.verdict, COLOURS[check.verdict]),
             check.name,
@@ -72,10 +74,7 @@ def _checks(verdict: Verdict) -> Table:
 
 
 def _bars(diffs: list[SiteDiff], dtype: str) -> Table:
-    """One row per site: the worst probe's error against the noise, on a log scale.
-
-    The bar is full at the limit's square, half full at the limit.
-    """
+    """One row per site: the probe nearest to its limit, whose ratio is drawn on a log scale."""
     modes = list(dict.fromkeys(d.mode for d in diffs))
     mode = ISOLATED if ISOLATED in modes else modes[0]
     worst = _worst(d for d in diffs if d.mode == mode)
@@ -85,12 +84,12 @@ def _bars(diffs: list[SiteDiff], dtype: str) -> Table:
         keep = set(map(id, failed[:SHOWN_BLOCKS] or worst[:SHOWN_BLOCKS]))
         dropped = len(worst) - len(keep)
         worst = [d for d in worst if id(d) in keep]
-    limit = worst[0].limit
-    title = f"error / noise, {mode}, {dtype}; limit {limit:g} at │"
+    title = f"error / noise, {mode}, {dtype}, of the probe nearest to its limit, which is at │"
     table = Table(title=title, title_justify="left", title_style="dim", box=None, pad_edge=False)
     table.add_column("site", style="dim", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("limit", justify="right", no_wrap=True)
     table.add_column("error", justify="right", no_wrap=True)
     table.add_column("noise", justify="right", no_wrap=True)
     table.add_column("worst probe", no_wrap=True)
@@ -99,28 +98,33 @@ def _bars(diffs: list[SiteDiff], dtype: str) -> Table:
             _name(diff),
             _bar(diff),
             _number(diff.ratio),
+            f"{diff.limit:.1f}",
             f"{diff.error:.1e}",
             f"{diff.noise:.1e}",
             diff.probe,
         )
     if dropped:
-        table.add_row(f"{dropped} more in the JSON", "", "", "", "", "")
+        table.add_row(f"{dropped} more in the JSON", *[""] * 6)
     return table
 
 
 def _worst(diffs: Iterable[SiteDiff]) -> list[SiteDiff]:
     found: dict[object, SiteDiff] = {}
     for diff in diffs:
-        if diff.site not in found or not found[diff.site].ratio >= diff.ratio:
+        if diff.site not in found or not _nearness(found[diff.site]) >= _nearness(diff):
             found[diff.site] = diff
     return list(found.values())
 
 
+def _nearness(diff: SiteDiff) -> float:
+    return diff.ratio / diff.limit
+
+
 def _bar(diff: SiteDiff) -> Text:
-    """Log scale from 1/limit to limit squared; the limit stands at two thirds."""
-    top = math.log(diff.limit)
-    place = (math.log(max(diff.ratio, 1e-9)) / top + 1) / 3 if diff.ratio < math.inf else 1.0
-    filled = round(BAR * min(max(place, 0.0), 1.0))
+    """Two bars of decades below the limit, one above it, on a log scale."""
+    nearness = _nearness(diff)
+    place = (math.log10(max(nearness, 1e-9)) + DECADES) / (1.5 * DECADES)
+    filled = round(BAR * min(max(place if nearness < math.inf else 1.0, 0.0), 1.0))
     mark = round(BAR * 2 / 3)
     colour = "red" if diff.verdict == FAIL else "green"
     bar = Text()
@@ -142,6 +146,23 @@ def _number(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.3g}"
 
 
+def _limits(calibration: dict) -> str:
+    """Where the limits come from, and what they bound."""
+    if not calibration:
+        return ""
+    device, runs, share = (calibration[key] for key in ("device_class", "runs", "share"))
+    if not calibration["calibrated"]:
+        why = (
+            "of another class" if share else f"from {runs} harmless runs, too few to bound a share"
+        )
+        return f"\nlimits: uncalibrated for {device} ({why}); harness calibrate measures them"
+    confidence = calibration["confidence"]
+    return (
+        f"\nlimits: calibrated for {device}; each bounds {share:.0%} of harmless runs at "
+        f"{confidence:.0%} confidence ({runs} runs or more)"
+    )
+
+
 def _end(verdict: Verdict) -> Text:
     text = Text(WORDS[verdict.verdict], COLOURS[verdict.verdict])
     first = verdict.first_divergence
@@ -151,6 +172,12 @@ def _end(verdict: Verdict) -> Text:
             text.append(f"\nin the code: {first.code}", "default")
     if verdict.diagnosis:
         text.append(f"\nlikely cause: {verdict.diagnosis}", "default")
+    needed = verdict.prompts_needed
+    if verdict.verdict == INCONCLUSIVE and needed:
+        text.append(
+            f"\nabout {needed} more prompts of a kind would decide: --until-decided", "default"
+        )
+    text.append(_limits(verdict.calibration), "dim not bold")
     total = sum(verdict.seconds.values())
     memory = verdict.peak_memory_bytes / 2**20
     text.append(f"\n{total:.1f} s, peak memory {memory:.0f} MiB", "dim not bold")
