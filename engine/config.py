@@ -40,6 +40,12 @@ class Config:
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
         return self._get(key, default, (int, float))
 
+    def integers(self, key: str, default: Any = _REQUIRED) -> Any:
+        values = self._get(key, default, list)
+        if not all(type(value) is int for value in values):
+            raise InvalidConfig(f"{key} is {values!r} in {self.where}: it must be a list of int")
+        return values
+
     def boolean(self, key: str, default: Any = _REQUIRED) -> Any:
         return self._get(key, default, bool)
 

@@ -17,8 +17,9 @@ from .cache import Cache, make_cache
 from .layers import Tap, no_tap, under
 from .layers.attention import Attention
 from .layers.mlp import MLP
+from .layers.moe import MoE
 from .layers.norm import Norm
-from .spec import BlockSpec, DecoderSpec
+from .spec import BlockSpec, DecoderSpec, MLPSpec
 
 
 class Decoder(nn.Module):
@@ -76,14 +77,15 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention and MLP, each in a normalised residual branch."""
+    """One decoder layer: attention and MLP or experts, each in a normalised residual branch."""
 
     def __init__(self, spec: BlockSpec, width: int) -> None:
         super().__init__()
         self.attn_norm = Norm(spec.norm, width)
         self.attn = Attention(spec.attention, width)
         self.mlp_norm = Norm(spec.norm, width)
-        self.mlp = MLP(spec.mlp, width)
+        mlp = spec.mlp
+        self.mlp = MLP(mlp, width) if isinstance(mlp, MLPSpec) else MoE(mlp, width)
         if spec.post_norm:
             self.attn_post_norm = Norm(spec.norm, width)
             self.mlp_post_norm = Norm(spec.norm, width)

@@ -22,6 +22,8 @@ from .weights.arrange import arrange
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
+# transformers keeps these in float32 in a model of any dtype: they decide which experts are chosen.
+KEPT = ("selection_bias",)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -48,8 +50,9 @@ def load(
 ) -> Model:
     """Find, read and build a model; arrays stay lazy until they are used.
 
-    `dtype` casts floating-point weights ("float32", "bfloat16", "float16"); None keeps what is
-    stored. Raises the errors of `errors.py`; nothing else escapes for a model that is at fault.
+    `dtype` casts floating-point weights ("float32", "bfloat16", "float16"), those in KEPT apart;
+    None keeps what is stored. Raises the errors of `errors.py`; nothing else escapes for a model
+    that is at fault.
     """
     files = model if isinstance(model, ModelFiles) else find_model(model, revision)
     spec = decoder_spec(Config(files.config, str(files.folder / "config.json")))
@@ -57,7 +60,8 @@ def load(
     source = files.weights[0] if len(files.weights) == 1 else files.folder
     tensors = arrange(read_weights(files), spec, decoder.shapes(), str(source))
     if dtype is not None:
-        tensors = {path: cast(array, dtype) for path, array in tensors.items()}
+        kept = {path: a for path, a in tensors.items() if path.rpartition(".")[2] in KEPT}
+        tensors = {path: cast(array, dtype) for path, array in tensors.items()} | kept
     decoder.update(tree_unflatten(list(tensors.items())))
     decoder.eval()
     return Model(files, spec, decoder)

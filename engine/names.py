@@ -17,17 +17,23 @@ class Name:
 
     `source` and `targets` are module paths in which `{i}` stands for the block index. More than
     one target: the source is fused, and its output rows are split between the targets in order.
-    `transpose`: the source keeps its matrix as (in, out), as gpt2's Conv1D does.
+    `transpose`: the source keeps its matrix as (in, out), as gpt2's Conv1D does. `parameter`: the
+    source and the targets are parameters themselves; `{e}` in such a source stands for the expert,
+    and the target stacks all E of them.
+
+    Several rows for one target are spellings of it. A checkpoint is read by the row it has tensors
+    of; the first row is the one that errors speak of.
     """
 
     source: str
     targets: tuple[str, ...]
     transpose: bool = False
+    parameter: bool = False
 
     def at(self, block: int) -> Name:
         """The row with `{i}` replaced by a block index."""
         source, *targets = (p.replace("{i}", str(block)) for p in (self.source, *self.targets))
-        return Name(source, tuple(targets), self.transpose)
+        return Name(source, tuple(targets), self.transpose, self.parameter)
 
 
 # The paths nearly every family in transformers shares. `names()` changes single rows.
@@ -56,3 +62,29 @@ def names(changes: Mapping[str, str] | None = None) -> tuple[Name, ...]:
     """The common table with some engine paths given another source."""
     rows = {**_COMMON, **(changes or {})}
     return tuple(Name(source, (target,)) for target, source in rows.items())
+
+
+def expert_names(
+    mlp: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> tuple[Name, ...]:
+    """Rows for a mixture of experts, to stand before those of `names()`.
+
+    The arguments are the words of the family's checkpoints: for the module, and for the matrices of
+    one expert. The words that transformers 5 has in memory, where experts are stacked, go along.
+    """
+    block, engine = "model.layers.{i}", "blocks.{i}.mlp"
+    words = {"gate": gate, "up": up, "down": down}
+    fused = (f"{engine}.experts.gate", f"{engine}.experts.up")
+    return (
+        *(Name(f"{block}.{m}.gate", (f"{engine}.router",)) for m in dict.fromkeys((mlp, "mlp"))),
+        *(
+            Name(
+                f"{block}.{mlp}.experts.{{e}}.{word}.weight",
+                (f"{engine}.experts.{matrix}",),
+                parameter=True,
+            )
+            for matrix, word in words.items()
+        ),
+        Name(f"{block}.mlp.experts.gate_up_proj", fused, parameter=True),
+        Name(f"{block}.mlp.experts.down_proj", (f"{engine}.experts.down",), parameter=True),
+    )

@@ -5,7 +5,7 @@ decoder from it. A family that needs something new gets a field here, named for 
 module knows neither arrays nor families.
 
 Axis letters of the whole project: B batch, T tokens, H query heads, K key/value heads, D head
-width, C hidden width, F feed-forward width, V vocabulary.
+width, C hidden width, F feed-forward width, V vocabulary, E experts.
 """
 
 from __future__ import annotations
@@ -73,6 +73,32 @@ class MLPSpec:
 
 
 @dataclass(frozen=True)
+class MoESpec:
+    """The weighted sum of what `top_k` of E gated MLPs of width F make of a token.
+
+    `scoring` is what the router's logits become, over all E and in float32: "softmax" or "sigmoid".
+    `selection_bias`: a learned bias per expert that helps to choose and does not weigh.
+    `renormalise`: the weights of a token sum to one; `scale` multiplies them after that. `shared`
+    is an MLP that every token goes through as well.
+
+    Two fields say where a family rounds: `float32_logits`, the router's product is done in float32;
+    `rounded_weights`, the weights are in the dtype of the model when they multiply.
+    """
+
+    experts: int
+    top_k: int
+    width: int
+    activation: str
+    scoring: str = "softmax"
+    selection_bias: bool = False
+    renormalise: bool = True
+    scale: float = 1.0
+    shared: MLPSpec | None = None
+    float32_logits: bool = False
+    rounded_weights: bool = False
+
+
+@dataclass(frozen=True)
 class BlockSpec:
     """x + attn(norm(x)), then x + mlp(norm(x)).
 
@@ -80,7 +106,7 @@ class BlockSpec:
     """
 
     attention: AttentionSpec
-    mlp: MLPSpec
+    mlp: MLPSpec | MoESpec
     norm: NormSpec
     post_norm: bool = False
 

@@ -111,6 +111,28 @@ def compare(
 
 
 @app.command()
+def repro(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="Folder to write; must not hold anything yet.")],
+    candidate: Annotated[str, typer.Option(help="engine or mlx-lm.")] = "engine",
+    reference: Annotated[str | None, typer.Option(help="torch or mlx-lm; default torch.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or gpu, for MLX.")] = None,
+    revision: Revision = None,
+) -> None:
+    """Write the first divergence as a folder that runs by itself, with mlx and numpy alone."""
+    from .judge import comparison_of
+    from .repro import reproduce
+
+    with _progress() as progress:
+        comparison = comparison_of(
+            model, candidate, reference, dtype, device=device, revision=revision, progress=progress
+        )
+        script = reproduce(comparison, out)
+    print(script)
+
+
+@app.command()
 def calibrate(
     seeds: Annotated[int, typer.Option(help="Random models of every family.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu or gpu, for MLX.")] = None,

@@ -73,26 +73,54 @@ def compare(
     verdict = into if into is not None else Verdict("", "", "", "", "")
     verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
     verdict.dtype = dtype
-    tell = progress or (lambda done, total, what: None)
 
     for rung in dict.fromkeys(("float32", dtype)):
-        begin = time.perf_counter()
-        tell(0, None, f"loading the candidate, {rung}")
-        actual = _candidate(candidate, Request(files, rung, device, allow=allow))
-        loaded = time.perf_counter()
-        tell(0, None, f"loading the reference, {rung}")
-        expected = load_reference(reference, Request(files, rung, allow=allow))
-        _add(verdict, f"load candidate {rung}", loaded - begin)
-        _add(verdict, f"load reference {rung}", time.perf_counter() - loaded)
-        limits = find_limits(environment.device_class(actual.device))
-        probes = [*expected.probes, *_prompts(prompts, expected, files)]
-        comparison = Comparison(files, expected, actual, probes, limits, progress)
+        request = Request(files, rung, device, allow=allow)
+        comparison = _load(request, candidate, reference, progress, verdict.seconds)
+        comparison.probes += _prompts(prompts, comparison.reference, files)
         comparison.depth = depth
         if until_decided:
             comparison.settle()
         ask(comparison, questions, verdict)
     verdict.peak_memory_bytes = environment.peak_memory_bytes()
     return verdict
+
+
+def comparison_of(
+    model: str | Path,
+    candidate: str | Callable[..., Any] = "engine",
+    reference: str | None = None,
+    dtype: str = "float32",
+    *,
+    device: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Both sides of one rung, loaded, with nothing asked yet."""
+    if dtype not in FLOOR:
+        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
+    request = Request(find_model(model, revision), dtype, device)
+    return _load(request, candidate, reference or "torch", progress, {})
+
+
+def _load(
+    request: Request,
+    candidate: str | Callable[..., Any],
+    reference: str,
+    progress: Progress | None,
+    seconds: dict[str, float],
+) -> Comparison:
+    tell, rung = progress or (lambda done, total, what: None), request.dtype
+    begin = time.perf_counter()
+    tell(0, None, f"loading the candidate, {rung}")
+    actual = _candidate(candidate, request)
+    loaded = time.perf_counter()
+    tell(0, None, f"loading the reference, {rung}")
+    expected = load_reference(reference, replace(request, device=None))
+    _add(seconds, f"load candidate {rung}", loaded - begin)
+    _add(seconds, f"load reference {rung}", time.perf_counter() - loaded)
+    limits = find_limits(environment.device_class(actual.device))
+    return Comparison(request.files, expected, actual, expected.probes, limits, progress)
 
 
 def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Verdict) -> None:
@@ -106,7 +134,7 @@ def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Ve
         begin = time.perf_counter()
         comparison.tell(0, None, f"{name}, {rung}")
         result = with_dtype(check.run(comparison), rung)
-        _add(verdict, name, time.perf_counter() - begin)
+        _add(verdict.seconds, name, time.perf_counter() - begin)
         if name in questions or result.verdict == ERROR:
             verdict.checks.append(result)
         if result.verdict == ERROR:
@@ -167,5 +195,5 @@ def _prompts(path: str | Path | None, reference: Reference, files: ModelFiles) -
     return read_prompts(Path(path), encode, reference.rows)
 
 
-def _add(verdict: Verdict, what: str, seconds: float) -> None:
-    verdict.seconds[what] = verdict.seconds.get(what, 0.0) + seconds
+def _add(seconds: dict[str, float], what: str, more: float) -> None:
+    seconds[what] = seconds.get(what, 0.0) + more

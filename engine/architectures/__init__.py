@@ -14,7 +14,7 @@ from types import ModuleType
 
 from ..config import Config
 from ..errors import InvalidConfig, UnsupportedArchitecture
-from ..spec import DecoderSpec
+from ..spec import DecoderSpec, MoESpec
 
 
 def supported() -> list[str]:
@@ -63,3 +63,8 @@ def _check(spec: DecoderSpec, where: str) -> None:
                     f"{what} in {where}: {attention.heads} heads of width {attention.head_dim} "
                     "cannot be built with it"
                 )
+        moe = block.mlp
+        if isinstance(moe, MoESpec) and moe.top_k > moe.experts:
+            raise InvalidConfig(
+                f"num_experts_per_tok is {moe.top_k} in {where}: there are {moe.experts} experts"
+            )

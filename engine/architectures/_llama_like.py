@@ -1,4 +1,4 @@
-"""What llama, mistral, qwen2 and qwen3 share: RMSNorm before each branch, a gated MLP, rotary.
+"""What llama, mistral, mixtral and the qwens share: RMSNorm before each branch, gated MLPs, rotary.
 
 A family passes what it does differently; the defaults are those of transformers' LlamaConfig.
 """
@@ -6,8 +6,8 @@ A family passes what it does differently; the defaults are those of transformers
 from __future__ import annotations
 
 from ..config import Config
-from ..names import names
-from ..spec import AttentionSpec, BlockSpec, DecoderSpec, MLPSpec, NormSpec
+from ..names import Name, names
+from ..spec import AttentionSpec, BlockSpec, DecoderSpec, MLPSpec, MoESpec, NormSpec
 
 
 def llama_like(
@@ -16,15 +16,21 @@ def llama_like(
     kv_heads: int | None = None,
     head_dim: int | None = None,
     windows: list[int | None] | None = None,
+    experts: list[MoESpec | None] | None = None,
+    more_names: tuple[Name, ...] = (),
     qkv_bias: bool = False,
     out_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    eps: float = 1e-6,
+    theta: float = 10000.0,
     max_length: int = 2048,
 ) -> DecoderSpec:
-    """A decoder of the llama kind. `windows` holds one entry per block, None for full attention.
+    """A decoder of the llama kind.
 
-    `kv_heads` and `head_dim` are the defaults of the family where config.json is silent.
+    `windows` and `experts` hold one entry per block, None for full attention and for a dense MLP.
+    `more_names` go before the common table. `kv_heads`, `head_dim`, `eps`, `theta` and `max_length`
+    are the defaults of the family where config.json is silent.
     """
     width = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
@@ -33,7 +39,7 @@ def llama_like(
     silent = "num_key_value_heads" not in config.raw
     K: int = config.integer("num_key_value_heads", (kv_heads if silent else None) or heads)
     D: int = config.integer("head_dim", head_dim or width // heads)
-    norm = NormSpec("rms", config.number("rms_norm_eps", 1e-6))
+    norm = NormSpec("rms", config.number("rms_norm_eps", eps))
     config.raw.setdefault("max_position_embeddings", max_length)
     mlp = MLPSpec(
         config.integer("intermediate_size"), config.text("hidden_act", "silu"), bias=mlp_bias
@@ -45,16 +51,16 @@ def llama_like(
                 kv_heads=K,
                 head_dim=D,
                 scale=D**-0.5,
-                rope=config.rope(D),
+                rope=config.rope(D, default_theta=theta),
                 window=window,
                 qk_norm=norm if qk_norm else None,
                 qkv_bias=qkv_bias,
                 out_bias=out_bias,
             ),
-            mlp,
+            moe or mlp,
             norm,
         )
-        for window in windows or [None] * count
+        for window, moe in zip(windows or [None] * count, experts or [None] * count, strict=True)
     )
     return DecoderSpec(
         model_type=config.text("model_type"),
@@ -62,10 +68,17 @@ def llama_like(
         width=width,
         blocks=blocks,
         norm=norm,
-        names=names(),
+        names=(*more_names, *names()),
         tied_head=config.boolean("tie_word_embeddings", False),
         max_length=config.integer("max_position_embeddings"),
     )
+
+
+def expert_count(config: Config, alias: str, key: str, default: int | None = None) -> int:
+    """The number of experts, under either of its names; transformers goes by the alias first."""
+    if alias in config:
+        return config.integer(alias)
+    return config.integer(key, default) if default else config.integer(key)
 
 
 def qwen_windows(config: Config) -> list[int | None]:

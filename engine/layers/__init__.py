@@ -1,4 +1,4 @@
-"""The parts of a block: attention, rotary embedding, norms, MLP.
+"""The parts of a block: attention, rotary embedding, norms, MLP, mixture of experts.
 
 A part is built from its spec and called with a `tap`: `tap(name, x) -> x` is told every
 intermediate result that has a transformers module path, and may give another array back. The

@@ -21,16 +21,21 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 }
 
 
+def activation(name: str) -> Callable[[mx.array], mx.array]:
+    """An activation by its name in transformers; UnsupportedArchitecture lists the known ones."""
+    if name not in ACTIVATIONS:
+        raise UnsupportedArchitecture(
+            f"activation {name!r}: the engine has {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
+
+
 class MLP(nn.Module):
     """(B, T, C) -> (B, T, C) through a width of F."""
 
     def __init__(self, spec: MLPSpec, width: int) -> None:
         super().__init__()
-        if spec.activation not in ACTIVATIONS:
-            raise UnsupportedArchitecture(
-                f"activation {spec.activation!r}: the engine has {', '.join(ACTIVATIONS)}"
-            )
-        self._activation = ACTIVATIONS[spec.activation]
+        self._activation = activation(spec.activation)
         if spec.gated:
             self.gate = nn.Linear(width, spec.width, bias=spec.bias)
         self.up = nn.Linear(width, spec.width, bias=spec.bias)

@@ -1,8 +1,9 @@
 """From the names of a checkpoint to the names of the engine.
 
 The rows of `spec.names` say which transformers module feeds which engine module; the engine's own
-parameter shapes say what there must be. Every tensor is used once, or known to be superfluous, or
-an error. This module knows no family and reads no values, one tied head apart.
+parameter shapes say what there must be. Where rows are spellings of one thing, the checkpoint says
+which holds. Every tensor is used once, or known to be superfluous, or an error. This module knows
+no family and reads no values, one tied head apart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import CorruptWeights
 from ..names import Name
@@ -25,12 +27,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class _Source:
-    """One checkpoint tensor and the engine parameters it is split into, along the output rows."""
+    """Checkpoint tensors of one shape and the engine parameters that they become.
 
-    tensor: str
+    Tensors are stacked where `stacked`; what is then split into targets is the output rows.
+    """
+
+    tensors: tuple[str, ...]
     shape: tuple[int, ...]
     targets: tuple[str, ...]
     transpose: bool
+    stacked: bool
 
 
 def arrange(
@@ -41,12 +47,13 @@ def arrange(
     `shapes` are the engine's own parameters, `where` is the file or folder named in errors. Raises
     CorruptWeights when a tensor is missing, left over, or of the wrong shape.
     """
-    sources = list(_sources(spec, shapes))
-    tensors = _whole_names(tensors, sources)
+    spellings = list(_spellings(spec, shapes))
+    tensors = _whole_names(tensors, spellings)
     head = _head(spec)
     tensors = _without_tied_head(tensors, spec, head, where) if spec.tied_head else tensors
-    missing = [source.tensor for source in sources if source.tensor not in tensors]
-    used = {source.tensor for source in sources}
+    sources = _sources(spellings, tensors)
+    used = {name: source.shape for source in sources for name in source.tensors}
+    missing = [name for name in used if name not in tensors]
     extra = [name for name in tensors if name not in used and not _BUFFER.search(name)]
     if missing:
         raise _missing(missing, extra, head, where)
@@ -55,37 +62,70 @@ def arrange(
             f"tensor {extra[0]!r}{_others(extra)} in {where} belongs to no module of this "
             f"{spec.model_type}: correct config.json, or take the tensor out"
         )
-    wrong = [s for s in sources if tuple(tensors[s.tensor].shape) != s.shape]
+    wrong = [name for name, shape in used.items() if tuple(tensors[name].shape) != shape]
     if wrong:
-        found = tuple(tensors[wrong[0].tensor].shape)
         raise CorruptWeights(
-            f"tensor {wrong[0].tensor!r}{_others(wrong)} in {where} has shape {found}, expected "
-            f"is {wrong[0].shape}: config.json and weights are not of the same model"
+            f"tensor {wrong[0]!r}{_others(wrong)} in {where} has shape "
+            f"{tuple(tensors[wrong[0]].shape)}, expected is {used[wrong[0]]}: config.json and "
+            "weights are not of the same model"
         )
     parameters: dict[str, mx.array] = {}
     for source in sources:
-        parameters.update(_split(tensors[source.tensor], source, shapes))
+        parameters.update(_split([tensors[name] for name in source.tensors], source, shapes))
     return parameters
 
 
-def _sources(spec: DecoderSpec, shapes: Shapes) -> Iterator[_Source]:
-    """The checkpoint tensors that a decoder of this spec is made of."""
+def _sources(spellings: list[_Source], tensors: Mapping[str, mx.array]) -> list[_Source]:
+    """One spelling of each engine parameter: the first that the checkpoint has a tensor of."""
+    found = [s for s in spellings if any(name in tensors for name in s.tensors)]
+    taken: dict[str, _Source] = {}
+    for source in (*found, *spellings):
+        if not any(path in taken for path in source.targets):
+            taken.update(dict.fromkeys(source.targets, source))
+    return [source for source in spellings if taken.get(source.targets[0]) is source]
+
+
+def _spellings(spec: DecoderSpec, shapes: Shapes) -> Iterator[_Source]:
+    """The checkpoint tensors that a decoder of this spec may be made of."""
     kinds: dict[str, list[str]] = {}  # engine module -> its parameters' last names
     for path in shapes:
         module, _, kind = path.rpartition(".")
         kinds.setdefault(module, []).append(kind)
     unnamed = set(shapes)
     for row in _rows(spec):
-        modules = [module for module in row.targets if module in kinds]
-        for kind in dict.fromkeys(kind for module in modules for kind in kinds[module]):
-            paths = tuple(f"{m}.{kind}" for m in modules if f"{m}.{kind}" in shapes)
-            rows = sum(shapes[path][0] for path in paths)
-            shape = (rows, *shapes[paths[0]][1:])
-            turned = row.transpose and len(shape) == 2
-            yield _Source(f"{row.source}.{kind}", shape[::-1] if turned else shape, paths, turned)
+        for name, paths in _parameters(row, kinds, shapes):
+            yield _source(name, paths, row.transpose, shapes)
             unnamed -= set(paths)
     if unnamed:  # a fault of the architecture file, not of the user's
         raise KeyError(f"no name in {spec.model_type}'s table for {sorted(unnamed)}")
+
+
+def _parameters(
+    row: Name, kinds: Mapping[str, list[str]], shapes: Shapes
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The tensor names of a row, each with the engine parameters that it feeds."""
+    if row.parameter:
+        if paths := tuple(path for path in row.targets if path in shapes):
+            yield row.source, paths
+        return
+    modules = [module for module in row.targets if module in kinds]
+    for kind in dict.fromkeys(kind for module in modules for kind in kinds[module]):
+        paths = tuple(f"{m}.{kind}" for m in modules if f"{m}.{kind}" in shapes)
+        yield f"{row.source}.{kind}", paths
+
+
+def _source(name: str, paths: tuple[str, ...], transpose: bool, shapes: Shapes) -> _Source:
+    shape, axis = list(shapes[paths[0]]), _rows_axis(shapes[paths[0]])
+    shape[axis] = sum(shapes[path][axis] for path in paths)
+    experts = shape.pop(0) if "{e}" in name else 1
+    names = tuple(name.replace("{e}", str(expert)) for expert in range(experts))
+    turned = transpose and len(shape) == 2
+    return _Source(names, tuple(shape[::-1] if turned else shape), paths, turned, "{e}" in name)
+
+
+def _rows_axis(shape: tuple[int, ...]) -> int:
+    """The axis of the output rows: (out, in), (E, out, in) or (out,)."""
+    return max(len(shape) - 2, 0)
 
 
 def _rows(spec: DecoderSpec) -> Iterator[Name]:
@@ -98,8 +138,9 @@ def _rows(spec: DecoderSpec) -> Iterator[Name]:
 
 def _whole_names(tensors: Mapping[str, mx.array], sources: list[_Source]) -> dict[str, mx.array]:
     """Give the tensors of a base model, saved without its head, their first component back."""
-    first = sources[0].tensor.partition(".")[0] + "."
-    heads = {source.tensor for source in sources if not source.tensor.startswith(first)}
+    every = [name for source in sources for name in source.tensors]
+    first = every[0].partition(".")[0] + "."
+    heads = {name for name in every if not name.startswith(first)}
     if any(name.startswith(first) for name in tensors):
         return dict(tensors)
     known = heads | {"lm_head.weight"}
@@ -135,14 +176,17 @@ def _without_tied_head(
     return rest
 
 
-def _split(array: mx.array, source: _Source, shapes: Shapes) -> Iterator[tuple[str, mx.array]]:
-    array = array.T if source.transpose else array
-    start = 0
-    for path in source.targets:
-        rows = shapes[path][0]
-        whole = len(source.targets) == 1
-        yield path, array if whole else array[start : start + rows]
-        start += rows
+def _split(
+    arrays: list[mx.array], source: _Source, shapes: Shapes
+) -> Iterator[tuple[str, mx.array]]:
+    arrays = [array.T for array in arrays] if source.transpose else arrays
+    array = mx.stack(arrays) if source.stacked else arrays[0]
+    if len(source.targets) == 1:
+        yield source.targets[0], array
+        return
+    axis = _rows_axis(array.shape)
+    ends = np.cumsum([shapes[path][axis] for path in source.targets])[:-1]
+    yield from zip(source.targets, mx.split(array, ends.tolist(), axis), strict=True)
 
 
 def _missing(missing: list[str], extra: list[str], head: str | None, where: str) -> Exception:

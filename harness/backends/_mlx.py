@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..types import LOGITS, Site
+from ..types import CONTEXT, KEY, LOGITS, QUERY, Site
 from . import Observe, rows
 
 
@@ -57,6 +57,12 @@ def _unrows(fed: mx.array, like: mx.array, length: int) -> mx.array:
     if like.shape[1] != length and like.shape[2] == length:
         return fed.reshape(1, length, like.shape[1], like.shape[3]).transpose(0, 2, 1, 3)
     return fed.reshape(like.shape)
+
+
+def without_leaf(part: str) -> str:
+    """The module a part belongs to, where it is a point inside attention."""
+    owner, _, leaf = part.rpartition(".")
+    return owner if leaf in (QUERY, KEY, CONTEXT) else part
 
 
 def in_chunks(model: Any, tokens: Sequence[int], chunks: Sequence[int]) -> np.ndarray:

@@ -18,7 +18,7 @@ from engine.weights.arrange import arrange
 from ..types import CONTEXT, KEY, QUERY, Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
-from ._mlx import Gathered, as_mlx, in_chunks, weights_of
+from ._mlx import Gathered, as_mlx, in_chunks, weights_of, without_leaf
 
 
 def load(request: Request) -> EngineBackend:
@@ -114,21 +114,28 @@ class EngineBackend:
         )
 
     def locate(self, site: Site) -> str | None:
-        """The code of the module that computes the site, deepest one that can be told."""
-        module: Any = self.model.decoder
-        if site.block is not None:
-            module = module.blocks[site.block]
-            for name in self.model.spec.names:
-                if site.part and _part(name.source) == site.part:
-                    for step in _part(name.targets[0]).split("."):
-                        # Leaves are mlx's own layers: their caller is the code that matters.
-                        inner = module[step]
-                        if type(inner).__module__.startswith("mlx."):
-                            break
-                        module = inner
-        elif site.kind == "norm":
-            module = module.norm
-        return code_of(type(module).__call__, type(module).__name__)
+        """The code of the deepest module around a site that is the engine's own."""
+        kinds = [type(module) for module in self._around(site)]
+        own = [kind for kind in kinds if not kind.__module__.startswith("mlx.")]
+        return code_of(own[-1].__call__, own[-1].__name__)
+
+    def module_at(self, site: Site) -> Any:
+        """The module whose parameters make the value at a site."""
+        return self._around(site)[-1]
+
+    def _around(self, site: Site) -> list[Any]:
+        """The modules a site is in, outermost first."""
+        decoder: Any = self.model.decoder
+        if site.block is None:
+            head = "head" if "head" in decoder else "embed"
+            return [decoder, decoder[{"embedding": "embed", "logits": head}.get(site.kind, "norm")]]
+        found = [decoder, decoder.blocks[site.block]]
+        part = without_leaf(site.part)
+        targets = [n.targets for n in self.model.spec.names if part and _part(n.source) == part]
+        for step in _part(targets[0][0]).split(".") if targets else ():
+            found.append(found[-1][step])
+        # A source that is split between several of our modules is the work of what holds them.
+        return found[:-1] if targets and len(targets[0]) > 1 else found
 
     def _site(self, kind: str, block: int | None, name: str) -> Site:
         pattern = name if block is None else "blocks.{i}"

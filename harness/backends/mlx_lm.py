@@ -24,7 +24,7 @@ from ..errors import ReferenceUnavailable
 from ..types import Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
-from ._mlx import Gathered, as_mlx, in_chunks, weights_of
+from ._mlx import Gathered, as_mlx, in_chunks, weights_of, without_leaf
 from ._recording import recorded
 from ._transformers import one_line
 
@@ -136,13 +136,30 @@ class MLXLMBackend:
         )
 
     def locate(self, site: Site) -> str | None:
-        module = self.model
+        """The code of the deepest module around a site that is a model's own."""
+        kinds = [type(module) for module in self._around(site)]
+        own = [kind for kind in kinds if not kind.__module__.startswith("mlx.")]
+        return code_of(own[-1].__call__, f"mlx-lm {own[-1].__name__}")
+
+    def module_at(self, site: Site) -> Any:
+        """The module whose parameters make the value at a site."""
+        return self._around(site)[-1]
+
+    def _around(self, site: Site) -> list[Any]:
+        """The modules a site is in, outermost first."""
         if site.block is not None:
-            block = self._blocks[site.block]
-            module = dict(block.named_modules()).get(site.part, block)
-            if type(module).__module__.startswith("mlx.") and "." in site.part:
-                module = dict(block.named_modules())[site.part.rpartition(".")[0]]
-        return code_of(type(module).__call__, f"mlx-lm {type(module).__name__}")
+            found, inner = (
+                [self._blocks[site.block]],
+                dict(self._blocks[site.block].named_modules()),
+            )
+            steps = without_leaf(site.part).split(".")
+            paths = [".".join(steps[: i + 1]) for i in range(len(steps))]
+            return [*found, *(inner[path] for path in paths if path and path in inner)]
+        named = dict(self.model.named_modules())
+        tables = [m for m in named.values() if isinstance(m, nn.Embedding)]
+        heads = [m for path, m in named.items() if path.endswith("lm_head")]
+        end = {"embedding": tables[:1], "logits": heads[:1] or tables[:1]}
+        return [self.model, *end.get(site.kind, [self._norm] if self._norm else [])]
 
 
 @contextlib.contextmanager

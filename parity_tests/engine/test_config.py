@@ -117,6 +117,8 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
     small |= {"num_hidden_layers": 2, "vocab_size": 131}
     if family == "gpt2":
         small = {"n_embd": 64, "n_head": 4, "n_layer": 2}
+    if family == "dots1":  # has no defaults for these that it could be built with
+        small |= {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
     configs = [{**small, "num_key_value_heads": 4}]
     if family == "llama":  # the one class here that takes nulls for both
         configs.append({**small, "num_key_value_heads": None, "head_dim": None})

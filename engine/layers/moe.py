@@ -1,0 +1,124 @@
+"""Mixture of experts: a router chooses k of E gated MLPs for each token.
+
+Definition: the routers of transformers and their experts, "eager" ones. Scores are float32 whatever
+the dtype of the model, and so is the sum over the chosen experts.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+from ..errors import UnsupportedArchitecture
+from ..runtime import device_name
+from ..spec import MoESpec
+from . import Tap, under
+from .mlp import MLP, activation
+
+SCORINGS = ("softmax", "sigmoid")
+
+
+class MoE(nn.Module):
+    """(B, T, C) -> (B, T, C) through `top_k` of E experts for each token.
+
+    Taps: "router", logits (B, T, E), and "experts", the chosen ones (B, T, k) in ascending order.
+    What the tap gives back is used: experts that it names, in any order, are weighed by the
+    router's own scores of them. Raises UnsupportedArchitecture for a scoring not in SCORINGS.
+    """
+
+    def __init__(self, spec: MoESpec, width: int) -> None:
+        super().__init__()
+        if spec.scoring not in SCORINGS:
+            raise UnsupportedArchitecture(
+                f"router scoring {spec.scoring!r}: the engine has {', '.join(SCORINGS)}"
+            )
+        self._spec = spec
+        self.router = nn.Linear(width, spec.experts, bias=False)
+        if spec.selection_bias:
+            self.selection_bias = mx.zeros((spec.experts,))
+        self.experts = Experts(spec, width)
+        if spec.shared:
+            self.shared = MLP(spec.shared, width)
+
+    def __call__(self, x: mx.array, tap: Tap) -> mx.array:
+        spec = self._spec
+        scores = self._scores(tap("router", self._logits(x)))
+        biased = scores + self.selection_bias if spec.selection_bias else scores
+        chosen = tap("experts", choose(biased, spec.top_k))
+        weights = mx.take_along_axis(scores, chosen, axis=-1)  # (B, T, k)
+        if spec.renormalise:
+            # A sigmoid can be zero for every expert chosen.
+            weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+        weights = weights * spec.scale
+        if spec.rounded_weights:
+            weights = weights.astype(x.dtype)
+
+        y = self.experts(x, chosen) * weights[..., None]  # (B, T, k, C)
+        y = y.astype(mx.float32).sum(axis=-2).astype(x.dtype)
+        if "shared" in self:
+            y = y + tap("shared", self.shared(x, under(tap, "shared")))
+        return y
+
+    def _logits(self, x: mx.array) -> mx.array:
+        """(B, T, C) -> (B, T, E)"""
+        if self._spec.float32_logits:
+            return x.astype(mx.float32) @ self.router.weight.astype(mx.float32).T
+        return self.router(x)
+
+    def _scores(self, logits: mx.array) -> mx.array:
+        logits = logits.astype(mx.float32)
+        softmax = self._spec.scoring == "softmax"
+        return mx.softmax(logits, axis=-1, precise=True) if softmax else mx.sigmoid(logits)
+
+
+class Experts(nn.Module):
+    """E gated MLPs without biases, their matrices stacked: (E, F, C), (E, F, C) and (E, C, F)."""
+
+    def __init__(self, spec: MoESpec, width: int) -> None:
+        super().__init__()
+        self._activation = activation(spec.activation)
+        self.gate = mx.zeros((spec.experts, spec.width, width))
+        self.up = mx.zeros((spec.experts, spec.width, width))
+        self.down = mx.zeros((spec.experts, width, spec.width))
+
+    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
+        """(B, T, C) through each expert of (B, T, k) -> (B, T, k, C), not weighted."""
+        B, T, k = chosen.shape
+        experts = chosen.flatten()  # (N,), N = B*T*k pairs of a token and an expert
+        tokens, order = mx.arange(B * T * k) // k, None
+        if B * T > 1:  # the rows of one expert side by side are one product
+            order = mx.argsort(experts)
+            experts, tokens = experts[order], order // k
+        rows = x.reshape(B * T, 1, -1)[tokens]  # (N, 1, C)
+        y = self._activation(expert_linear(rows, self.gate, experts, order is not None))
+        y = y * expert_linear(rows, self.up, experts, order is not None)  # (N, 1, F)
+        y = expert_linear(y, self.down, experts, order is not None)
+        if order is not None:
+            y = y[mx.argsort(order)]
+        return y.reshape(B, T, k, -1)  # (N, 1, C) -> (B, T, k, C)
+
+
+def choose(scores: mx.array, count: int) -> mx.array:
+    """The `count` experts of the highest scores, ascending; of equal ones the first.
+
+    (B, T, E) -> (B, T, count).
+    """
+    best = mx.argsort(-scores, axis=-1)[..., :count]
+    return mx.sort(best, axis=-1)
+
+
+def expert_linear(
+    x: mx.array, weight: mx.array, experts: mx.array, in_order: bool = False
+) -> mx.array:
+    """Row n of (N, 1, in) times the matrix of expert n, of (E, out, in) -> (N, 1, out).
+
+    `in_order` says that `experts` (N,) ascend, which is faster on a GPU.
+    """
+    if x.dtype != mx.float32 and device_name() == "cpu":
+        # MLX's CPU kernel takes float32 only. Rounding its result once is what a product at the
+        # lower dtype is; it costs a copy of the matrices, or of those used if few.
+        if experts.size < weight.shape[0]:
+            weight, experts = weight[experts], mx.arange(experts.size)
+        y = expert_linear(x.astype(mx.float32), weight.astype(mx.float32), experts, in_order)
+        return y.astype(x.dtype)
+    return mx.gather_mm(x, weight.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=in_order)
