@@ -26,6 +26,7 @@ from .types import (
     ISOLATED,
     JUDGED_KINDS,
     KEY,
+    LOGITS,
     PASS,
     PROPAGATED,
     QUERY,
@@ -70,6 +71,13 @@ class Observation:
     twin: np.ndarray
     actual: np.ndarray
     has_oracle: bool
+    tied: np.ndarray | None = None  # (T,) either side sent them to other experts, within noise
+    close: np.ndarray | None = None  # (T,) experts were chosen within noise of other ones
+
+    @property
+    def same_experts(self) -> np.ndarray:
+        """(T,) true where all logits come from the same experts."""
+        return np.ones(len(self.probe.tokens), bool) if self.tied is None else ~self.tied
 
 
 class Comparison:
@@ -186,7 +194,8 @@ class Comparison:
         if evidence is None or "sites" in self.candidate.limits:
             return []
         measures: list[Measure] = []
-        self._run(probe, evidence, ISOLATED, measures.append, inside=block)
+        ties = Ties(evidence, ISOLATED, self.dtype)
+        self._run(probe, evidence, ISOLATED, measures.append, ties, inside=block)
         order = list(evidence.expected[ISOLATED])
         inner = [m for m in measures if m.site.kind == "module" and m.note is None]
         inner.sort(key=lambda m: order.index(m.site))
@@ -198,12 +207,16 @@ class Comparison:
     def _observe(self, probe: Probe) -> Observation:
         evidence = self.reference.evidence(probe)
         measures: list[Measure] = []
-        logits = self._run(probe, evidence, PROPAGATED, measures.append)
+        ties = Ties(evidence, PROPAGATED, self.dtype)
+        logits = self._run(probe, evidence, PROPAGATED, measures.append, ties)
         if "sites" not in self.candidate.limits:
-            self._run(probe, evidence, ISOLATED, measures.append)
+            isolated = Ties(evidence, ISOLATED, self.dtype)
+            self._run(probe, evidence, ISOLATED, measures.append, isolated)
         judged = [m for m in measures if m.site.kind in JUDGED_KINDS]
-        has = evidence.has_oracle
-        return Observation(probe, judged, evidence.logits, evidence.twin, logits, has)
+        return Observation(
+            probe, judged, evidence.logits, evidence.twin, logits, evidence.has_oracle,
+            _either(evidence.tied, ties.tied(LOGITS)), ties.close(),
+        )  # fmt: skip
 
     def _run(
         self,
@@ -211,10 +224,10 @@ class Comparison:
         evidence: Evidence,
         mode: str,
         keep: Callable[[Measure], None],
+        ties: Ties,
         inside: int | None = None,
     ) -> np.ndarray:
         paths = {site: site for site in evidence.expected[mode]}  # the reference's own paths
-        ties = Ties(evidence, mode, self.dtype)
         allowed = self.limits.row(mode, self.dtype, probe.kind).limit
 
         def observe(site: Site, actual: np.ndarray) -> None:
@@ -367,6 +380,10 @@ def _named(site: Site) -> str:
 def with_dtype(result: CheckResult, dtype: str) -> CheckResult:
     """The same answer, marked with the rung it was given on."""
     return replace(result, dtype=dtype)
+
+
+def _either(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    return b if a is None else a if b is None else a | b
 
 
 def _length(probe: Probe) -> int:

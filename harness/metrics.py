@@ -79,8 +79,3 @@ def log_likelihood(logits: np.ndarray, tokens: Sequence[int]) -> float:
     z = z - z.max(axis=1, keepdims=True)
     chosen = z[np.arange(len(z)), list(tokens[1:])]
     return float(np.mean(chosen - np.log(np.exp(z).sum(axis=1))))
-
-
-def column_rms(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """(T, V), (T, V) -> (V,): absolute rms difference of each column."""
-    return np.sqrt(np.mean(np.square(actual.astype(np.float64) - expected), axis=0))

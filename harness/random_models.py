@@ -37,6 +37,9 @@ def write_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread_out(name, parameter, torch)
+        for name, buffer in model.named_buffers():
+            if name in model.state_dict() and name.endswith("bias"):
+                buffer.normal_(0, 0.2)
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))

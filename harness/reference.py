@@ -22,7 +22,7 @@ from .backends import Backend
 from .metrics import relative_error
 from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of
 from .ties import Ties
-from .types import ISOLATED, PROPAGATED, Evidence, Probe, Site, TokenFacts
+from .types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
 
 PROMPTS = 3  # probes of each kind, where the reference is live
 
@@ -132,13 +132,15 @@ class LiveReference:
             noise = {mode: dict.fromkeys(sites, 0.0) for mode, sites in blind.expected.items()}
             return replace(blind, noise=noise, has_oracle=False)
         evidence = self._truth.expected(probe, block)
-        twin = evidence.twin
+        twin, tied = evidence.twin, None
         if block is None:
-            twin = self._twin.forward(probe.tokens, Errors(evidence, PROPAGATED, self.dtype))
+            errors = Errors(evidence, PROPAGATED, self.dtype)
+            twin = self._twin.forward(probe.tokens, errors)
+            tied = errors.ties.tied(LOGITS)
         self._twin.forward(
             probe.tokens, Errors(evidence, ISOLATED, self.dtype), feed=evidence.feed, inside=block
         )
-        return replace(evidence, twin=twin)
+        return replace(evidence, twin=twin, tied=tied)
 
     @property
     def rows(self) -> int:
@@ -224,14 +226,14 @@ class Errors:
 
     def __init__(self, evidence: Evidence, mode: str, dtype: str) -> None:
         self._evidence, self._mode = evidence, mode
-        self._ties = Ties(evidence, mode, dtype)
+        self.ties = Ties(evidence, mode, dtype)
 
     def __call__(self, site: Site, actual: np.ndarray) -> None:
         expected = self._evidence.expected[self._mode].get(site)
         if expected is None:
             return
-        self._ties.see(site, actual)
-        keep = self._ties.kept(site)
+        self.ties.see(site, actual)
+        keep = self.ties.kept(site)
         self._evidence.noise[self._mode][site] = relative_error(actual[keep], expected[keep])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .comparison import Comparison, Measure, Observation, undecided
-from .metrics import first_bad_token, relative_error
+from .metrics import first_bad_token, position_rms, relative_error, rms
 from .policy import effective_noise
 from .types import (
     FAIL,
@@ -23,15 +23,27 @@ from .types import (
     Divergence,
 )
 
+MOST_TIES = 0.5  # share of tokens; chance does not turn more of them
 ROUTE = "route"  # the measure's name in the table of limits
 
 
 def measured(comparison: Comparison, seen: Observation, actual: np.ndarray) -> Measure:
     """The error of logits (T, V) of a probe, in units of the reference's noise in one pass."""
-    noise = effective_noise(relative_error(seen.twin, seen.oracle), comparison.dtype)
-    error = relative_error(actual, seen.oracle)
-    token = first_bad_token(actual, seen.oracle, noise, _limit(comparison, seen))
-    return Measure(LOGITS, PROPAGATED, seen.probe, error, noise, None, token)
+    same, limit = seen.same_experts, _limit(comparison, seen)
+    noise = effective_noise(relative_error(seen.twin[same], seen.oracle[same]), comparison.dtype)
+    kept = np.ones(len(same), bool)
+    if seen.close is not None and actual.shape == seen.oracle.shape:
+        # Another route may take other experts where the choice is within noise.
+        off = position_rms(actual, seen.oracle) > limit * noise * rms(seen.oracle)
+        if (off & seen.close).mean() <= MOST_TIES:
+            kept = ~(off & seen.close)
+    if kept.all():
+        error = relative_error(actual, seen.oracle)
+        token = first_bad_token(actual, seen.oracle, noise, limit)
+    else:
+        error, token = relative_error(actual[kept], seen.oracle[kept]), None
+    ties = int((~kept).sum())
+    return Measure(LOGITS, PROPAGATED, seen.probe, error, noise, None, token, ties)
 
 
 def answered(comparison: Comparison, name: str, routes: Mapping[str, Measure]) -> CheckResult:

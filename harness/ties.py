@@ -32,26 +32,41 @@ class Ties:
         other = (np.sort(actual, axis=1) != np.sort(expected, axis=1)).any(axis=1)
         self._tied[site.block] = other & self._close(site.block, expected.astype(int))
 
-    def kept(self, site: Site) -> np.ndarray | slice:
-        """The rows that count at a site: a flip is its own block's, and of all later ones when
-        errors travel."""
-        if not self._tied or site.kind in ("router", "experts", "embedding"):
-            return slice(None)
-        here = self._tied.get(-1 if site.block is None else site.block)
+    def tied(self, site: Site) -> np.ndarray | None:
+        """(T,) true for rows that do not count at a site; None where there are none.
+
+        A flip is its own block's, and of all later sites when errors travel.
+        """
+        if site.kind in ("router", "experts", "embedding"):
+            return None
         if self._mode == ISOLATED:
-            return slice(None) if here is None else ~here
+            return self._tied.get(-1 if site.block is None else site.block)
         until = [t for k, t in self._tied.items() if site.block is None or k <= site.block]
-        return ~np.logical_or.reduce(until) if until else slice(None)
+        return np.logical_or.reduce(until) if until else None
+
+    def kept(self, site: Site) -> np.ndarray | slice:
+        """What selects the rows that count."""
+        tied = self.tied(site)
+        return slice(None) if tied is None else ~tied
 
     def count(self, site: Site) -> int:
         """How many tokens are left out at a site."""
-        kept = self.kept(site)
-        return 0 if isinstance(kept, slice) else int((~kept).sum())
+        tied = self.tied(site)
+        return 0 if tied is None else int(tied.sum())
+
+    def close(self) -> np.ndarray | None:
+        """(T,) true where some block's choice was within noise, whoever made it."""
+        found = [
+            self._close(site.block, expected.astype(int))
+            for site, expected in self._evidence.expected[self._mode].items()
+            if site.kind == "experts" and site.block is not None
+        ]
+        return np.logical_or.reduce(found) if found else None
 
     def _close(self, block: int, chosen: np.ndarray) -> np.ndarray:
         """(T,): whether the oracle's margin between experts chosen and not is within noise.
 
-        False where the router's logits alone do not explain the choice: then no margin is known.
+        False where what the router shows does not explain the choice: then no margin is known.
         """
         router = Site("router", block)
         logits = self._evidence.expected[self._mode].get(router)

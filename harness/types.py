@@ -20,11 +20,11 @@ JUDGED_KINDS = ("embedding", "block", "norm", "logits")  # others localise, or a
 class Site:
     """A named point where a tensor is observed.
 
-    `kind` is embedding (what enters block 0), block, module (inside a block), router (logits of a
-    block's experts), experts (the ones chosen), norm (the last one) or logits. `path` is the
-    transformers module path; sites of two backends are the same site when kind, block and `part`
-    (the path below the block) agree. Three points inside attention are no module's output; their
-    parts end in QUERY, KEY and CONTEXT.
+    `kind` is embedding (what enters block 0), block, module (inside a block), router (what the
+    choice of a block's experts is made by), experts (the ones chosen), norm (the last one) or
+    logits. `path` is the transformers module path; sites of two backends are the same site when
+    kind, block and `part` (the path below the block) agree. Three points inside attention are no
+    module's output; their parts end in QUERY, KEY and CONTEXT.
     """
 
     kind: str
@@ -60,13 +60,15 @@ class Evidence:
     `expected[mode][site]` is the oracle's array (T, features), float64. `feed[site]` is what
     replaces the value at a site in isolated mode, exactly representable in the dtype.
     `noise[mode][site]` is the reference's own relative error there. `twin` holds the reference's
-    own logits (T, V), propagated.
+    own logits (T, V), propagated; `tied` (T,) the tokens it sent to other experts than the oracle,
+    within noise.
     """
 
     expected: dict[str, dict[Site, np.ndarray]]
     feed: dict[Site, np.ndarray]
     noise: dict[str, dict[Site, float]]
     twin: np.ndarray
+    tied: np.ndarray | None = None
     has_oracle: bool = True
 
     @property

@@ -15,6 +15,8 @@ import numpy as np
 from ..types import CONTEXT, KEY, QUERY, Site
 from . import Observe, rows, unrows
 
+SELECTION_BIAS = "e_score_correction_bias"  # as transformers calls it in every family that has one
+
 
 class Hooks:
     """Tells `observe` every site of one pass, and gives what `feed` holds for a site in its place.
@@ -91,7 +93,7 @@ class Hooks:
         self._stack.enter_context(module.register_forward_hook(hook))
 
     def _routing(self, block: int, layer: Any) -> None:
-        """Where a module has `experts`: what they are called with, and the logits of its router."""
+        """Where a module has `experts`: what they are called with, and what they are chosen by."""
 
         def chosen(module: Any, args: tuple, kwargs: dict) -> None:
             for value in (*args, *kwargs.values()):
@@ -101,7 +103,10 @@ class Hooks:
 
         def logits(module: Any, args: tuple, out: Any) -> None:
             if isinstance(out, tuple):
-                self.see(Site("router", block), out[0][None])
+                scores, bias = out[0], getattr(module, SELECTION_BIAS, None)
+                if bias is not None:  # added to what the choice is made by, to nothing else
+                    scores = scores.sigmoid() + bias
+                self.see(Site("router", block), scores[None])
 
         for owner in layer.modules():
             children = dict(owner.named_children())

@@ -58,7 +58,7 @@ class MLXLMBackend:
                 reason = one_line(error)
                 kind = UnsupportedArchitecture if "not supported" in reason else CorruptWeights
                 raise kind(f"mlx-lm cannot load {files.folder}: {reason}") from None
-        self.model.set_dtype(DTYPES[dtype])
+        self.model.update(_cast(self.model, DTYPES[dtype]))
         self._blocks: list[Any] = list(self.model.layers)  # type: ignore[arg-type]
         names = {id(module): path for path, module in self.model.named_modules()}
         self._names = names
@@ -180,6 +180,19 @@ def _folder(files: ModelFiles) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cast(model: Any, dtype: mx.Dtype) -> Any:
+    """Parameters at a dtype, those apart that the model itself would keep when converted."""
+    from mlx.utils import tree_map_with_path
+
+    casts = getattr(model, "cast_predicate", lambda path: True)
+
+    def cast(path: str, array: mx.array) -> mx.array:
+        whole = not mx.issubdtype(array.dtype, mx.floating) or not casts(path)
+        return array if whole else array.astype(dtype)
+
+    return tree_map_with_path(cast, model.parameters())
 
 
 def _embedding_rows(model: Any) -> int:

@@ -69,15 +69,18 @@ def _ratio(o: Observation, dtype: str) -> float:
     """Root of the candidate's mean KL over the reference's; floored like any noise."""
     floor = FLOOR[dtype] * float(np.std(o.oracle, axis=1).mean())
     least = floor**2 / 2  # what logits that are off by the floor everywhere would give
-    noise = max(float(kl(o.twin, o.oracle).mean()), least)
-    return math.sqrt(max(float(kl(o.actual, o.oracle).mean()), 0.0) / noise)
+    same = o.same_experts
+    if not same.any():
+        return 0.0
+    noise = max(float(kl(o.twin[same], o.oracle[same]).mean()), least)
+    return math.sqrt(max(float(kl(o.actual[same], o.oracle[same]).mean()), 0.0) / noise)
 
 
 def _flips(o: Observation, dtype: str) -> list[int]:
     """Positions where the best tokens differ although the oracle's margin is beyond noise."""
     floor = FLOOR[dtype] * np.abs(o.oracle).max(1)
     noise = np.maximum(position_rms(o.twin, o.oracle), floor)
-    other = o.actual.argmax(1) != o.oracle.argmax(1)
+    other = (o.actual.argmax(1) != o.oracle.argmax(1)) & o.same_experts
     return [int(t) for t in np.flatnonzero(other & (margins(o.oracle) > TIE * noise))]
 
 

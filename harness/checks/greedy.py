@@ -28,7 +28,7 @@ def run(comparison: Comparison) -> CheckResult:
     margin = margins(seen.oracle)[at]
     floor = FLOOR[comparison.dtype] * np.abs(seen.oracle[at]).max(1)
     noise = np.maximum(position_rms(seen.twin, seen.oracle)[at], floor)
-    tie = margin <= TIE * noise
+    tie = (margin <= TIE * noise) | ~seen.same_experts[at]
 
     actual = comparison.candidate.greedy(probe.tokens[:start], len(expected))
     forced = seen.actual[at].argmax(1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from ..comparison import Comparison, undecided
-from ..metrics import FLOOR, column_rms, rms
+from ..comparison import Comparison, Observation, undecided
+from ..metrics import FLOOR, rms
 from ..types import FAIL, INCONCLUSIVE, LOGITS, PASS, SKIP, CheckResult, Divergence
 
 ORDER = 70
@@ -22,15 +24,15 @@ def run(comparison: Comparison) -> CheckResult:
     seen = [o for o in comparison.observations() if o.actual.shape == o.oracle.shape]
     if not seen:
         return CheckResult(MEASURE, SKIP, "the logits have another shape than the reference's")
-    weights = np.array([len(o.probe.tokens) for o in seen], float)
-    weights /= weights.sum()
 
-    def pooled(squares: list[np.ndarray]) -> np.ndarray:
-        return np.sqrt(sum(w * s**2 for w, s in zip(weights, squares, strict=True)))
+    def pooled(rows: Callable[[Observation], np.ndarray]) -> np.ndarray:
+        """Root mean square over the tokens of all probes, tied ones left out."""
+        squares = np.concatenate([np.square(rows(o)[o.same_experts]) for o in seen])
+        return np.sqrt(squares.mean(axis=0)) if len(squares) else np.zeros(squares.shape[1])
 
-    error = pooled([column_rms(o.actual, o.oracle) for o in seen])
-    noise = pooled([column_rms(o.twin, o.oracle) for o in seen])
-    scale = pooled([np.array(rms(o.oracle)) for o in seen])
+    error = pooled(lambda o: o.actual - o.oracle)
+    noise = pooled(lambda o: o.twin - o.oracle)
+    scale = rms(pooled(lambda o: o.oracle))
     floor = max(rms(noise), FLOOR[comparison.dtype] * float(scale))
     ratios = error / np.maximum(noise, floor)
     column = int(np.argmax(np.where(np.isfinite(ratios), ratios, np.inf)))

@@ -13,24 +13,34 @@ ORDER = 10
 
 
 def run(comparison: Comparison) -> CheckResult:
-    """Exact equality, at the dtype under test, of names, shapes and values."""
+    """Exact equality, at the dtype under test, of names, shapes and values.
+
+    A parameter may keep the dtype the reference has it in.
+    """
     import mlx.core as mx
 
-    from engine.model import cast
+    from engine.model import DTYPES
 
-    actual = comparison.candidate.weights()
-    if actual is None:
+    from ..backends._mlx import as_mlx
+
+    shown = comparison.candidate.weights()
+    if shown is None:
         return CheckResult("weights", SKIP, f"{comparison.candidate.name} shows no parameters")
+    actual = {name: as_mlx(array) for name, array in shown.items()}
     expected = comparison.candidate.expected_weights(comparison.reference.weights()) or {}
     count = sum(int(np.prod(array.shape)) for array in actual.values())
     measures = {"parameters": count, "tensors": len(actual)}
     for name, array in actual.items():
         if name not in expected:
             return _differs(name, "the reference has no such parameter", measures)
-        value = cast(expected[name], comparison.dtype)
+        value = as_mlx(expected[name])
         if tuple(value.shape) != tuple(array.shape):
             shapes = f"shape {tuple(array.shape)}, the reference has {tuple(value.shape)}"
             return _differs(name, shapes, measures)
+        if array.dtype not in (DTYPES[comparison.dtype], value.dtype):
+            dtypes = f"{array.dtype}, the reference has {value.dtype}".replace("mlx.core.", "")
+            return _differs(name, dtypes, measures)
+        value = value.astype(array.dtype)
         if not bool(mx.array_equal(array, value, equal_nan=True)):
             worst = mx.max(mx.abs(array.astype(mx.float32) - value.astype(mx.float32)))
             wrong = int(mx.sum(array != value))

@@ -28,7 +28,8 @@ class Patient:
 
     Roles are the engine's names: "attn_norm", "attn", "attn.q", "attn.k", "attn.v", "attn.o",
     "attn.q_norm", "attn.k_norm", "attn_post_norm", "mlp_norm", "mlp", "mlp.gate", "mlp.up",
-    "mlp.down", "mlp_post_norm", "" (the block), and outside blocks "embed", "norm", "head".
+    "mlp.down", "mlp_post_norm", "" (the block), and outside blocks "embed", "positions", "norm",
+    "head", "" (the whole).
     """
 
     def __init__(self, backend: Any, config: Mapping[str, Any]) -> None:
@@ -85,6 +86,58 @@ class Patient:
                 return wrap(lambda x, offset: call(x, offset=offset), x, offset)
 
             swap_call(attention["rope"], called)
+
+    def head(self, wrap: Call) -> None:
+        """Have `wrap(product, x)` in place of `product(x)`: hidden states (B, T, C) to logits.
+
+        A soft-cap comes after it. The product is the embedding's where the head is tied.
+        """
+        if self.spec.tied_head:
+            swap_call(self.part("embed"), wrap, "as_linear")
+        else:
+            self.around("head", None, wrap)
+
+    def weight(self, role: str, block: int | None = None, leaf: str = "weight") -> mx.array:
+        """A parameter of a role, its output rows first; of a fused module, the role's rows."""
+        module = self.part(role, block)
+        if leaf not in module:
+            raise NotApplicable(f"no {leaf} in {role}")
+        return module[leaf][self._rows(role, block)]
+
+    def set_weight(
+        self, role: str, block: int | None, value: mx.array, leaf: str = "weight"
+    ) -> None:
+        """Put another array in place of `weight(role, block, leaf)`."""
+        module, rows = self.part(role, block), self._rows(role, block)
+        if rows.stop is not None:
+            whole = module[leaf]
+            value = mx.concatenate([whole[: rows.start], value, whole[rows.stop :]])
+        module[leaf] = value
+
+    def tokenizer(self, change: Call) -> None:
+        """Have `change(tokenizer)` done to the `tokenizers.Tokenizer` that turns text into ids."""
+        if self.is_engine:
+            change(self.backend.model.tokenizer._backend)
+            return
+        import mlx_lm.tokenizer_utils as file
+
+        def changed(*args: Any, **kwargs: Any) -> Any:
+            loaded = load(*args, **kwargs)
+            change(loaded._tokenizer.backend_tokenizer)
+            return loaded
+
+        load, tokens = file.load, self.backend.tokens
+
+        def called(texts: Any) -> Any:
+            with replaced(file, "load", changed):
+                return tokens(texts)
+
+        self.backend.tokens = called
+
+    def facts(self, change: Call) -> None:
+        """Have `change(facts)` in place of what the backend says of its tokenizer."""
+        tokens = self.backend.tokens
+        self.backend.tokens = lambda texts: change(tokens(texts))
 
     def attention(self, block: int, wrap: Call) -> None:
         """Have `wrap(attend, q, k, v, scale, mask)` in place of `attend(q, k, v, scale, mask)`.
@@ -151,8 +204,29 @@ class Patient:
         raise NotApplicable(f"no {role}")
 
     def _steps(self, role: str, outside: bool) -> list[str]:
-        source = self._source(role)
-        return source.split(".") if outside else self.site(role).split(".")
+        if not outside:
+            return self.site(role).split(".")
+        first, *rest = self._source(role).split(".")
+        # mlx-lm calls every base model so; transformers has other words, as in gpt2.
+        return [first if first in self.root or not rest else "model", *rest]
+
+    def _rows(self, role: str, block: int | None) -> slice:
+        """The output rows of a role in its module, which a candidate may have fused."""
+        if self.is_engine or block is None:
+            return slice(0, None)
+        fused = (n.targets for n in self.spec.names if f"blocks.{{i}}.{role}" in n.targets)
+        targets = next(fused, ())
+        if len(targets) < 2:
+            return slice(0, None)
+        spec = self.spec.blocks[block].attention
+        start = 0
+        for target in targets:
+            heads = spec.heads if target.endswith(".q") else spec.kv_heads
+            end = start + heads * spec.head_dim
+            if target.endswith(f".{role}"):
+                return slice(start, end)
+            start = end
+        raise NotApplicable(f"no {role}")
 
 
 class _Caching:
@@ -171,14 +245,14 @@ class _Caching:
         return self._wrap(self._cache.update_and_fetch, keys, values, self._cache.offset)
 
 
-def swap_call(module: nn.Module, wrap: Call) -> None:
+def swap_call(module: nn.Module, wrap: Call, method: str = "__call__") -> None:
     """Have `wrap(call, *args, **kwargs)` in place of this module's call, from now on."""
     kind = type(module)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return wrap(lambda *a, **k: kind.__call__(self, *a, **k), *args, **kwargs)
+        return wrap(lambda *a, **k: getattr(kind, method)(self, *a, **k), *args, **kwargs)
 
-    members = {"__call__": call, "__module__": kind.__module__}
+    members = {method: call, "__module__": kind.__module__}
     module.__class__ = type(kind.__name__, (kind,), members)
 
 

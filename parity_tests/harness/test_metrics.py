@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from harness.metrics import (
-    column_rms,
     first_bad_token,
     kl,
     log_likelihood,
@@ -90,10 +89,3 @@ def test_log_likelihood_of_certainty_is_zero():
     logits[[0, 1], [2, 3]] = 0.0
     assert log_likelihood(logits, [0, 2, 3]) == 0.0
     assert log_likelihood(logits, [0, 1, 3]) < -400
-
-
-def test_columns_are_measured_one_by_one():
-    expected = np.ones((5, 3))
-    actual = expected.copy()
-    actual[:, 1] += 0.5
-    assert column_rms(actual, expected).tolist() == [0.0, 0.5, 0.0]
