@@ -27,6 +27,8 @@ from .metrics import relative_error
 from .policy import effective_noise
 from .types import FAIL, ISOLATED, LOGITS, Evidence, Probe, Site
 
+TOKENS = "tokens"  # the name of the ids among a part's inputs
+
 SCRIPT = Template('''"""$title
 
 $code
@@ -43,7 +45,8 @@ import mlx.core as mx
 import numpy as np
 
 HERE = Path(__file__).parent
-NOISE, LIMIT = $noise, $limit  # PyTorch's own relative error here, and what is allowed of it
+NOISE = $noise  # PyTorch's own relative error here
+LIMIT = $limit  # times the noise is allowed
 
 part = mx.import_function(str(HERE / "part.mlxfn"))
 arrays = {**mx.load(str(HERE / "input.safetensors")), **mx.load(str(HERE / "weights.safetensors"))}
@@ -90,8 +93,8 @@ def reproduce(comparison: Comparison, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     arguments: dict[str, Any] = {**inputs, **weights}
     mx.export_function(str(out / "part.mlxfn"), function, **arguments)
-    mx.save_safetensors(str(out / "input.safetensors"), inputs or {"none": mx.zeros(1)})
-    mx.save_safetensors(str(out / "weights.safetensors"), weights or {"none": mx.zeros(1)})
+    mx.save_safetensors(str(out / "input.safetensors"), inputs)
+    mx.save_safetensors(str(out / "weights.safetensors"), weights)
     expected = _expected(part)
     high = expected.astype(np.float32)
     low = (expected - high).astype(np.float32)
@@ -190,6 +193,7 @@ def _cut_out(
     backend: Any = comparison.candidate
     tokens, site = part.probe.tokens, part.site
     inside = site.block if site.kind == "module" else None
+    ids = mx.array([list(tokens)])
     feeds = {_name(s): (s, mx.array(a)) for s, a in part.evidence.feed.items()}
     module = backend.module_at(site)
     weights = {f"weight.{k}": v for k, v in _parameters(module).items()}
@@ -200,19 +204,25 @@ def _cut_out(
         own = {k.removeprefix("weight."): v for k, v in arrays.items() if k in weights}
         module.update(tree_unflatten(list(own.items())))
         try:
-            logits = backend.graph(tokens, gathered, inside)
+            logits = backend.graph(arrays.get(TOKENS, ids), gathered, inside)
         finally:
             module.update(before)
         value = logits if site == LOGITS else gathered.seen[site]
         return value.reshape(len(tokens), -1)
 
     plain = run(weights)
+    offered = {name: array for name, (fed, array) in feeds.items() if fed != site}
     inputs = {
         name: array
-        for name, (s, array) in feeds.items()
-        if s != site and not bool(mx.array_equal(run({**weights, name: array + 1}), plain))
+        for name, array in {TOKENS: ids, **offered}.items()
+        if not bool(mx.array_equal(run({**weights, name: _other(array)}), plain))
     }
     return inputs, weights, lambda **arrays: run(arrays)
+
+
+def _other(array: mx.array) -> mx.array:
+    """A value that whoever depends on the array must notice; token ids stay in range."""
+    return mx.where(array == 0, 1, 0) if mx.issubdtype(array.dtype, mx.integer) else array + 1
 
 
 def _parameters(module: nn.Module) -> dict[str, mx.array]:

@@ -59,10 +59,10 @@ class EngineBackend:
             return in_chunks(lambda ids: decoder(ids, cache, length=len(tokens)), tokens, chunks)
 
         gathered = Gathered(len(tokens), feed)
-        return gathered.tell(observe, self.graph(tokens, gathered, inside))
+        return gathered.tell(observe, self.graph(mx.array([list(tokens)]), gathered, inside))
 
-    def graph(self, tokens: Sequence[int], gathered: Gathered, inside: int | None) -> mx.array:
-        """Logits (1, T, V) of one pass, not evaluated; `gathered` sees its sites."""
+    def graph(self, ids: mx.array, gathered: Gathered, inside: int | None) -> mx.array:
+        """Logits (1, T, V) of ids (1, T), not evaluated; `gathered` sees the sites."""
         parts: dict[str, mx.array] = {}  # of fused modules
 
         def tap(name: str, value: mx.array) -> mx.array:
@@ -88,7 +88,7 @@ class EngineBackend:
                 return value.transpose(0, 2, 1, 3)
             return self._see_inside(gathered, block, part, value, parts)
 
-        return self.model.decoder(mx.array([list(tokens)]), tap=tap)
+        return self.model.decoder(ids, tap=tap)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         return list(generate(self.model.decoder, prompt, count))

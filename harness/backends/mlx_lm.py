@@ -79,22 +79,35 @@ class MLXLMBackend:
         """See `Backend.forward`."""
         from mlx_lm.models.cache import make_prompt_cache
 
-        if chunks is not None:
-            cache = make_prompt_cache(self.model)
-            return in_chunks(lambda ids: self.model(ids, cache=cache), tokens, chunks)
-        gathered = Gathered(len(tokens), feed)
-        return gathered.tell(observe, self.graph(tokens, gathered, inside))
+        with self._running():
+            if chunks is not None:
+                cache = make_prompt_cache(self.model)
+                return in_chunks(lambda ids: self.model(ids, cache=cache), tokens, chunks)
+            gathered = Gathered(len(tokens), feed)
+            return gathered.tell(observe, self.graph(mx.array([list(tokens)]), gathered, inside))
 
-    def graph(self, tokens: Sequence[int], gathered: Gathered, inside: int | None) -> mx.array:
-        """Logits (1, T, V) of one pass, not evaluated; `gathered` sees its sites."""
+    def graph(self, ids: mx.array, gathered: Gathered, inside: int | None) -> mx.array:
+        """Logits (1, T, V) of ids (1, T), not evaluated; `gathered` sees the sites."""
         with recorded(self._blocks, self._norm, self._names, gathered, inside):
-            return self.model(mx.array([list(tokens)]))
+            return self.model(ids)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         from mlx_lm.generate import generate_step
 
-        steps = generate_step(mx.array(list(prompt)), self.model, max_tokens=count)
-        return [int(token) for token, _ in steps]
+        with self._running():
+            steps = generate_step(mx.array(list(prompt)), self.model, max_tokens=count)
+            return [int(token) for token, _ in steps]
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Say in one line what mlx-lm cannot do here, as gather_mm in bfloat16 on the CPU."""
+        try:
+            yield
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UnsupportedArchitecture(
+                f"mlx-lm cannot run {self._files.folder} at {self.dtype} on {self.device}: "
+                f"{one_line(error)} (--debug shows where)"
+            ) from error
 
     def weights(self) -> Mapping[str, Any]:
         return weights_of(self.model)
