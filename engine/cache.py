@@ -6,6 +6,8 @@ used. This module knows shapes and windows, not models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from .spec import DecoderSpec
@@ -17,11 +19,12 @@ class Cache:
     """Keys and values (B, K, S, D) of one block.
 
     `offset` counts every token ever seen. With a `window` W only the last W-1 are kept between
-    calls: the next token sees itself and them.
+    calls: the next token sees itself and them. `padding` (B,) says how many tokens in front of
+    each row are none of it; None where no row has any.
     """
 
-    def __init__(self, window: int | None = None) -> None:
-        self.window = window
+    def __init__(self, window: int | None = None, padding: mx.array | None = None) -> None:
+        self.window, self.padding = window, padding
         self.offset = 0
         self._keys = self._values = mx.zeros((1, 1, 0, 1))  # (B, K, room, D) once used
         self._start = 0  # of the kept tokens in the buffers
@@ -41,6 +44,14 @@ class Cache:
         if self.window is not None:
             self._start = max(self._start, self._end - (self.window - 1))
         return found
+
+    @property
+    def positions(self) -> int | mx.array:
+        """Where the next token stands: the offset, or (B,) one per row that begins after padding.
+
+        Negative for tokens that are padding themselves.
+        """
+        return self.offset if self.padding is None else self.offset - self.padding
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +77,11 @@ class Cache:
         return buffer
 
 
-def make_cache(spec: DecoderSpec) -> list[Cache]:
-    """One empty cache per block."""
-    return [Cache(block.attention.window) for block in spec.blocks]
+def make_cache(spec: DecoderSpec, padding: Sequence[int] | None = None) -> list[Cache]:
+    """One empty cache per block.
+
+    `padding` is for a batch of sequences of unequal length: how many tokens to leave out in front
+    of each row.
+    """
+    rows = mx.array(list(padding)) if padding is not None and any(padding) else None
+    return [Cache(block.attention.window, rows) for block in spec.blocks]

@@ -58,7 +58,7 @@ class Decoder(nn.Module):
         if self.spec.embed_scale != 1.0:
             x = x * mx.array(self.spec.embed_scale, x.dtype)
         if self.spec.learned_positions:
-            x = x + self.positions(mx.arange(offset, offset + tokens.shape[1]))
+            x = x + self.positions(self._places(cache[0], tokens.shape[1]))
         x = tap("embed", x)
         for i, (block, past) in enumerate(zip(self.blocks, cache, strict=True)):
             x: mx.array = tap(f"blocks.{i}", block(x, past, length, under(tap, f"blocks.{i}")))
@@ -69,6 +69,13 @@ class Decoder(nn.Module):
         if self.spec.logit_softcap:
             logits = self.spec.logit_softcap * mx.tanh(logits / self.spec.logit_softcap)
         return tap("head", logits)
+
+    def _places(self, cache: Cache, count: int) -> mx.array:
+        """Positions of the next tokens: (T,), or (B, T) where rows begin after padding."""
+        start = cache.positions
+        if isinstance(start, int):
+            return mx.arange(start, start + count)
+        return mx.maximum(start[:, None] + mx.arange(count), 0)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's path and shape."""

@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, cache: Cache, length: int, tap: Tap) -> mx.array:
         """(B, T, C) -> (B, T, C). `length` is the length of the whole sequence, for Rope."""
-        spec, offset = self._spec, cache.offset
+        spec, start, offset = self._spec, cache.positions, cache.offset
         B, T, _ = x.shape
         H, K, D = spec.heads, spec.kv_heads, spec.head_dim
 
@@ -46,12 +46,14 @@ class Attention(nn.Module):
         if spec.qk_norm:
             q, k = tap("q_norm", q), tap("k_norm", k)
         if self._rope:
-            q, k = self._rope(q, offset, length), self._rope(k, offset, length)
+            q, k = self._rope(q, start, length), self._rope(k, start, length)
 
         q, k = tap("query", q), tap("key", k)
 
         k, v = cache.update(k, v)
         mask = causal_mask(T, k.shape[2], spec.window)
+        if cache.padding is not None:
+            mask = padded_mask(mask, T, k.shape[2], offset, cache.padding)
         y = attend(q, k, v, spec, mask)
         y = y.transpose(0, 2, 1, 3).reshape(B, T, H * D)  # (B, H, T, D) -> (B, T, H*D)
         return tap("o", self.o(tap("context", y)))
@@ -71,6 +73,21 @@ def causal_mask(queries: int, keys: int, window: int | None) -> mx.array | str |
     return (seen <= at) & (seen > at - window)
 
 
+def padded_mask(
+    mask: mx.array | str | None, queries: int, keys: int, offset: int, padding: mx.array
+) -> mx.array:
+    """A causal mask less the padding (B,) in front of each row: (B, 1, T, S) booleans.
+
+    The queries begin at `offset`. A query that is padding itself sees itself alone: nothing at all
+    would be 0/0, which spreads through values that are not finite.
+    """
+    at = mx.arange(offset, offset + queries)[:, None]
+    key = mx.arange(offset + queries - keys, offset + queries)[None]
+    seen = mask if isinstance(mask, mx.array) else key <= at
+    real = key[None] >= padding[:, None, None]  # (B, 1, S)
+    return ((seen[None] & real) | (key == at)[None])[:, None]
+
+
 def attend(
     q: mx.array, k: mx.array, v: mx.array, spec: AttentionSpec, mask: mx.array | str | None
 ) -> mx.array:
@@ -87,6 +104,7 @@ def attend(
     if isinstance(mask, str):
         mask = mx.arange(S)[None] <= mx.arange(S - T, S)[:, None]
     if mask is not None:
+        mask = mask[:, :, None] if mask.ndim == 4 else mask  # (B, 1, 1, T, S)
         logits = mx.where(mask, logits, mx.array(-mx.inf, logits.dtype))
     weights = mx.softmax(logits, axis=-1, precise=True)
     return (weights @ v[:, :, None]).reshape(B, H, T, D)

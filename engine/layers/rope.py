@@ -31,13 +31,20 @@ class Rope:
         self.spec = spec
         self._periods = mx.array(periods(spec), dtype=mx.float32)
 
-    def __call__(self, x: mx.array, offset: int, length: int) -> mx.array:
-        """`offset` is the position of the first token, `length` that of the whole sequence.
+    def __call__(self, x: mx.array, offset: int | mx.array, length: int) -> mx.array:
+        """`offset` is the position of the first token, or (B,) one per row; `length` is that of
+        the whole sequence.
 
-        Only "dynamic" looks at `length`: past the trained length its base grows with it.
+        Only "dynamic" looks at `length`: past the trained length its base grows with it. Rows of
+        a padded batch would need a base each: UnsupportedArchitecture.
         """
         table = self._periods
         if self.spec.type == "dynamic" and length > (self.spec.original_length or length):
+            if isinstance(offset, mx.array):
+                raise UnsupportedArchitecture(
+                    f"dynamic rotary scaling in a padded batch of {length} tokens: past "
+                    f"{self.spec.original_length} every row needs a base of its own; run them alone"
+                )
             table = mx.array(periods(self.spec, length), dtype=mx.float32)
         return mx.fast.rope(
             x, self.spec.dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=table

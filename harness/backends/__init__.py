@@ -70,6 +70,13 @@ class Backend(Protocol):
         """
         ...
 
+    def batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
+        """Logits (T_i, V) of every sequence, computed as one left-padded batch.
+
+        None where the backend has no batches, or none of these sequences.
+        """
+        ...
+
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """The next `count` tokens, taken by the path that serves users; stop tokens do not stop."""
         ...

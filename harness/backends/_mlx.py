@@ -74,6 +74,19 @@ def in_chunks(model: Any, tokens: Sequence[int], chunks: Sequence[int]) -> np.nd
     return to_numpy(mx.concatenate(parts, axis=1))[0]
 
 
+def left_padded(sequences: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]:
+    """Ids (B, T) of sequences that all end at the right, and how many pads each has in front."""
+    longest = max(map(len, sequences))
+    padding = [longest - len(sequence) for sequence in sequences]
+    rows = [[0] * pads + list(ids) for pads, ids in zip(padding, sequences, strict=True)]
+    return mx.array(rows), padding
+
+
+def unpadded(logits: mx.array, padding: Sequence[int]) -> list[np.ndarray]:
+    """Logits (B, T, V) as one array (T_i, V) per row, pads left out."""
+    return [to_numpy(logits[row, pads:]) for row, pads in enumerate(padding)]
+
+
 def weights_of(module: Any) -> dict[str, mx.array]:
     """Every parameter of an mlx module by its path."""
     from mlx.utils import tree_flatten

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from engine.cache import make_cache
+from engine.errors import UnsupportedArchitecture
 from engine.files import ModelFiles
 from engine.generate import generate
 from engine.model import load as load_model
@@ -18,7 +19,15 @@ from engine.weights.arrange import arrange
 from ..types import CONTEXT, KEY, QUERY, Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
-from ._mlx import Gathered, as_mlx, in_chunks, weights_of, without_leaf
+from ._mlx import (
+    Gathered,
+    as_mlx,
+    in_chunks,
+    left_padded,
+    unpadded,
+    weights_of,
+    without_leaf,
+)
 
 
 def load(request: Request) -> EngineBackend:
@@ -89,6 +98,15 @@ class EngineBackend:
             return self._see_inside(gathered, block, part, value, parts)
 
         return self.model.decoder(ids, tap=tap)
+
+    def batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
+        spec = self.model.spec
+        ids, padding = left_padded(sequences)
+        try:
+            logits = self.model.decoder(ids, make_cache(spec, padding))
+        except UnsupportedArchitecture:  # dynamic scaling past its length has a base per row
+            return None
+        return unpadded(logits, padding)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         return list(generate(self.model.decoder, prompt, count))

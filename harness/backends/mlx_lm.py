@@ -24,7 +24,15 @@ from ..errors import ReferenceUnavailable
 from ..types import Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
-from ._mlx import Gathered, as_mlx, in_chunks, weights_of, without_leaf
+from ._mlx import (
+    Gathered,
+    as_mlx,
+    in_chunks,
+    left_padded,
+    unpadded,
+    weights_of,
+    without_leaf,
+)
 from ._recording import recorded
 from ._transformers import one_line
 
@@ -90,6 +98,22 @@ class MLXLMBackend:
         """Logits (1, T, V) of ids (1, T), not evaluated; `gathered` sees the sites."""
         with recorded(self._blocks, self._norm, self._names, gathered, inside):
             return self.model(ids)
+
+    def batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
+        """Through mlx-lm's own batch caches; None for a model with a cache of another kind."""
+        from mlx_lm.models import cache as caches
+
+        ids, padding = left_padded(sequences)
+        batched = []
+        for single in caches.make_prompt_cache(self.model):
+            if type(single) is caches.KVCache:
+                batched.append(caches.BatchKVCache(padding))
+            elif type(single) is caches.RotatingKVCache:
+                batched.append(caches.BatchRotatingKVCache(single.max_size, padding))
+            else:
+                return None
+        with self._running():
+            return unpadded(self.model(ids, cache=batched), padding)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         from mlx_lm.generate import generate_step

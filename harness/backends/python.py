@@ -44,6 +44,7 @@ class PythonBackend:
             self._taps = False
         self.limits: Mapping[str, str] = {
             "cache": "a function of all tokens has no cache",
+            "batch": "a function of one sequence has no batches",
             **({} if self._taps else {"sites": f"{self.name} has no parameter `tap`"}),
         }
 
@@ -94,6 +95,9 @@ class PythonBackend:
         if observe is not None:
             observe(LOGITS, logits)
         return logits
+
+    def batch(self, sequences: Sequence[Sequence[int]]) -> None:
+        return None
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         found = list(prompt)

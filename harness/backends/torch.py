@@ -117,6 +117,20 @@ class TorchBackend:
         at = self._layers_path, self._layers, self._norm
         return Hooks(self._model, *at, observe, feed, inside, length)
 
+    def batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Left-padded, with an attention mask and positions that begin after the padding."""
+        torch = self._torch
+        longest = max(map(len, sequences))
+        pads = [longest - len(sequence) for sequence in sequences]
+        ids = [[0] * n + list(row) for n, row in zip(pads, sequences, strict=True)]
+        mask = torch.tensor([[0] * n + [1] * (longest - n) for n in pads])
+        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        with self._running():
+            out = self._run(
+                torch.tensor(ids), attention_mask=mask, position_ids=places, use_cache=False
+            )
+            return [to_numpy(row[n:]) for n, row in zip(pads, out.logits, strict=True)]
+
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """Greedy tokens through transformers' own cache."""
         torch = self._torch

@@ -1,0 +1,44 @@
+"""Are the rows of a left-padded batch what each is alone?"""
+
+from __future__ import annotations
+
+from ..comparison import Comparison
+from ..routes import answered, measured
+from ..types import SKIP, CheckResult, Probe
+
+ORDER = 110
+ROWS = 3
+
+
+def run(comparison: Comparison) -> CheckResult:
+    """Sequences of unequal length in one batch, each against the oracle of it alone."""
+    name = "batch"
+    if reason := comparison.candidate.limits.get(name):
+        return CheckResult(name, SKIP, reason)
+    probes = rows_of(comparison.probes)
+    if len(probes) < 2:
+        return CheckResult(name, SKIP, "no two probes of different length")
+    logits = comparison.candidate.batch([probe.tokens for probe in probes])
+    if logits is None:
+        return CheckResult(name, SKIP, f"{comparison.candidate.name} has no batches of this model")
+    routes = {
+        f"row {row} of a batch, {len(probe.tokens)} tokens": measured(
+            comparison, comparison.observation(probe), actual
+        )
+        for row, (probe, actual) in enumerate(zip(probes, logits, strict=True))
+    }
+    return answered(comparison, name, routes)
+
+
+def rows_of(probes: list[Probe]) -> list[Probe]:
+    """Probes of different lengths, longest in the middle, the shortest of all left out.
+
+    One token has nothing to attend to but itself, so that it would show no padding.
+    """
+    lengths = {len(probe.tokens): probe for probe in reversed(probes) if len(probe.tokens) > 1}
+    chosen = [lengths[length] for length in sorted(lengths)]
+    if len(chosen) > ROWS:
+        chosen = [chosen[0], chosen[-1], chosen[len(chosen) // 2]]
+    elif len(chosen) == ROWS:
+        chosen = [chosen[0], chosen[2], chosen[1]]
+    return chosen
