@@ -46,9 +46,9 @@ class MLXLMBackend:
     """`mlx_lm.utils.load_model` at one dtype."""
 
     name = "mlx-lm"
-    limits: Mapping[str, str] = {}
 
     def __init__(self, files: ModelFiles, dtype: str, device: str) -> None:
+        self.limits: Mapping[str, str] = {}
         try:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             import mlx_lm.utils
@@ -100,7 +100,10 @@ class MLXLMBackend:
             return self.model(ids)
 
     def batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
-        """Through mlx-lm's own batch caches; None for a model with a cache of another kind."""
+        """Through mlx-lm's own batch caches; None, and a limit, where it has none or cannot run.
+
+        Its gemma2 and its dynamic rotary scaling raise for a mask or an offset per row.
+        """
         from mlx_lm.models import cache as caches
 
         ids, padding = left_padded(sequences)
@@ -108,12 +111,18 @@ class MLXLMBackend:
         for single in caches.make_prompt_cache(self.model):
             if type(single) is caches.KVCache:
                 batched.append(caches.BatchKVCache(padding))
-            elif type(single) is caches.RotatingKVCache:
+            elif type(single) is caches.RotatingKVCache and not single.keep:
                 batched.append(caches.BatchRotatingKVCache(single.max_size, padding))
             else:
+                reason = f"mlx-lm has no left-padded batches of {type(single).__name__}"
+                self.limits = {**self.limits, "batch": reason}
                 return None
-        with self._running():
-            return unpadded(self.model(ids, cache=batched), padding)
+        try:
+            with self._running():
+                return unpadded(self.model(ids, cache=batched), padding)
+        except UnsupportedArchitecture as error:
+            self.limits = {**self.limits, "batch": f"as one batch: {error}"}
+            return None
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         from mlx_lm.generate import generate_step

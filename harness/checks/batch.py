@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..comparison import Comparison
+from ..probes import decodable_length
 from ..routes import answered, measured
 from ..types import SKIP, CheckResult, Probe
 
@@ -15,12 +16,16 @@ def run(comparison: Comparison) -> CheckResult:
     name = "batch"
     if reason := comparison.candidate.limits.get(name):
         return CheckResult(name, SKIP, reason)
-    probes = rows_of(comparison.probes)
+    # Past it a rotary base grows with the longest row, so that rows depend on their company.
+    room = decodable_length(comparison.files.config)
+    probes = rows_of([p for p in comparison.probes if room is None or len(p.tokens) <= room])
     if len(probes) < 2:
         return CheckResult(name, SKIP, "no two probes of different length")
     logits = comparison.candidate.batch([probe.tokens for probe in probes])
     if logits is None:
-        return CheckResult(name, SKIP, f"{comparison.candidate.name} has no batches of this model")
+        candidate = comparison.candidate
+        reason = candidate.limits.get(name, f"{candidate.name} has no batch of these probes")
+        return CheckResult(name, SKIP, reason)
     routes = {
         f"row {row} of a batch, {len(probe.tokens)} tokens": measured(
             comparison, comparison.observation(probe), actual

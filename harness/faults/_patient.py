@@ -18,6 +18,7 @@ from mlx import nn
 from engine.architectures import decoder_spec
 from engine.config import Config
 
+from ..reference import has_tokenizer
 from . import NotApplicable
 
 Call = Callable[..., Any]
@@ -114,6 +115,12 @@ class Patient:
             value = mx.concatenate([whole[: rows.start], value, whole[rows.stop :]])
         module[leaf] = value
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the model's folder holds one: random models have none."""
+        files = self.backend.model.files if self.is_engine else self.backend._files
+        return has_tokenizer(files)
+
     def tokenizer(self, change: Call) -> None:
         """Have `change(tokenizer)` done to the `tokenizers.Tokenizer` that turns text into ids."""
         if self.is_engine:
@@ -121,14 +128,16 @@ class Patient:
             return
         import mlx_lm.tokenizer_utils as file
 
-        def changed(*args: Any, **kwargs: Any) -> Any:
-            loaded = load(*args, **kwargs)
-            change(loaded._tokenizer.backend_tokenizer)
-            return loaded
-
-        load, tokens = file.load, self.backend.tokens
+        tokens = self.backend.tokens
 
         def called(texts: Any) -> Any:
+            load = file.load
+
+            def changed(*args: Any, **kwargs: Any) -> Any:
+                loaded = load(*args, **kwargs)
+                change(loaded._tokenizer.backend_tokenizer)
+                return loaded
+
             with replaced(file, "load", changed):
                 return tokens(texts)
 

@@ -54,6 +54,24 @@ def test_rows_are_what_they_are_alone(random_model, family, variant, sizes):
     assert worst(ignored, expected) > 1e-2, "padding that is ignored shows"
 
 
+@pytest.mark.parametrize(("family", "variant"), variants())
+@settings(deadline=None, max_examples=6)
+@given(data=st.data())
+def test_rows_of_any_lengths_in_any_chunks(random_model, family, variant, data):
+    """Rows may all begin with padding, and a batch may be one row."""
+    decoder = load(random_model(family, variant), dtype="float32").decoder
+    lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
+    total = max(lengths) + data.draw(st.integers(0, 12))
+    cuts = sorted(data.draw(st.sets(st.integers(1, total), max_size=4)) | {total})
+    ids = np.random.default_rng(0).integers(0, decoder.spec.vocab, (len(lengths), total))
+    padding = [total - n for n in lengths]
+    sizes = np.diff([0, *cuts]).tolist()
+    rows = [
+        np.array(decoder(mx.array(row[None, n:])))[0] for row, n in zip(ids, padding, strict=True)
+    ]
+    assert worst(in_pieces(decoder, mx.array(ids), padding, sizes), rows, padding) < 2e-5
+
+
 def test_what_stands_in_the_padding_does_not_matter(random_model):
     decoder = load(random_model("mistral", "window"), dtype="float32").decoder
     one, other = (in_pieces(decoder, padded(p), PADDING, [LONGEST]) for p in (0, 99))

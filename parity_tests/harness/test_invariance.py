@@ -60,6 +60,33 @@ def test_the_longest_row_is_not_the_first():
     assert rows_of([probe(1), probe(5)]) == [probe(5)]
 
 
+@pytest.mark.parametrize("candidate", ["engine", "torch:sdpa"])
+def test_rows_are_within_the_length_of_a_dynamic_base(random_model, candidate):
+    """Past it transformers has one base for all rows, and the engine refuses."""
+    verdict = harness.compare(random_model("llama", "dynamic"), candidate, checks=["batch"])
+    assert answer(verdict, "batch").verdict == "pass"
+
+
+@pytest.mark.parametrize(("family", "variant"), [("gemma2", "softcaps"), ("llama", "dynamic")])
+def test_a_batch_that_cannot_be_run_ends_no_comparison(random_model, family, variant):
+    """mlx-lm 0.32.2: gemma2 raises for a mask per row, dynamic rotary for an offset per row."""
+    verdict = harness.compare(random_model(family, variant), "mlx-lm", checks=["batch", "repeat"])
+    found = answer(verdict, "batch")
+    assert found.verdict == "skip" and "as one batch: mlx-lm cannot run" in found.reason
+    assert answer(verdict, "repeat").verdict == "pass"
+
+
+@pytest.mark.parametrize(("kind", "size"), [("ArraysCache", (2,)), ("RotatingKVCache", (8, 4))])
+def test_a_cache_that_has_no_batches_is_named(monkeypatch, tiny_llama, kind, size):
+    """A cache of states, and a window that keeps the first tokens."""
+    from mlx_lm.models import cache
+
+    single = getattr(cache, kind)
+    monkeypatch.setattr(cache, "make_prompt_cache", lambda model: [single(*size)] * 4)
+    found = answer(harness.compare(tiny_llama, "mlx-lm", "torch", checks=["batch"]), "batch")
+    assert found.verdict == "skip" and kind in found.reason
+
+
 @pytest.mark.parametrize("candidate", ["engine", "mlx-lm"])
 def test_repeats_are_bit_identical(tiny_llama, candidate):
     verdict = harness.compare(tiny_llama, candidate, "torch", checks=["repeat"])
@@ -67,7 +94,7 @@ def test_repeats_are_bit_identical(tiny_llama, candidate):
 
 
 def test_noise_and_state_that_outlive_a_call_are_found(tiny_llama):
-    random, calls = np.random.default_rng(0), []
+    random, calls, longest = np.random.default_rng(0), [], [0]
 
     def noisy(tokens):
         return np.zeros((len(tokens), 512), np.float32) + random.standard_normal()
@@ -79,6 +106,44 @@ def test_noise_and_state_that_outlive_a_call_are_found(tiny_llama):
         calls[:] = calls or [len(tokens)]
         return np.zeros((len(tokens), 512), np.float32) + len(calls)
 
-    for function, words in ((noisy, "again"), (counting, "after another input")):
+    def growing(tokens):
+        """As a table that is kept at the size of the longest input."""
+        longest[0] = max(longest[0], len(tokens))
+        return np.zeros((len(tokens), 512), np.float32) + longest[0]
+
+    for function, words in (
+        (noisy, "again"),
+        (counting, "after another input"),
+        (growing, "after another input"),
+    ):
         found = answer(harness.compare(tiny_llama, function, "torch", checks=["repeat"]), "repeat")
         assert found.verdict == "fail" and words in found.divergence.message
+
+
+def test_a_cache_that_all_calls_share_is_found(monkeypatch, tiny_llama):
+    from engine import decoder
+
+    fresh, shared = decoder.make_cache, []
+
+    def kept(spec, padding=None):
+        shared[:] = shared or fresh(spec, padding)
+        return shared
+
+    monkeypatch.setattr(decoder, "make_cache", kept)
+    found = answer(harness.compare(tiny_llama, "engine", "torch", checks=["repeat"]), "repeat")
+    assert found.verdict == "fail" and "again" in found.divergence.message
+    assert found.measures["changed"] > 0 and found.measures["largest"] > 1e-3
+
+
+def test_only_what_differs_is_counted(tiny_llama):
+    calls = []
+
+    def mostly_nan(tokens):
+        """Not finite, which is for other checks to say, but for one logit that changes."""
+        calls.append(len(tokens))
+        logits = np.full((len(tokens), 512), np.nan, np.float32)
+        logits[0, 0] = len(calls)
+        return logits
+
+    found = answer(harness.compare(tiny_llama, mostly_nan, "torch", checks=["repeat"]), "repeat")
+    assert found.verdict == "fail" and found.measures == {"changed": 1, "largest": 1.0}
