@@ -17,7 +17,7 @@ from . import environment
 from .backends import Backend, Request, load_backend
 from .checks import chosen
 from .checks import environment as environment_check
-from .comparison import Comparison, with_dtype
+from .comparison import Comparison
 from .diagnosis import diagnose
 from .errors import BadOption
 from .limits import find_limits
@@ -133,7 +133,7 @@ def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Ve
     for name, check in {"environment": environment_check, **questions}.items():
         begin = time.perf_counter()
         comparison.tell(0, None, f"{name}, {rung}")
-        result = with_dtype(check.run(comparison), rung)
+        result = replace(check.run(comparison), dtype=rung)
         _add(verdict.seconds, name, time.perf_counter() - begin)
         if name in questions or result.verdict == ERROR:
             verdict.checks.append(result)

@@ -7,7 +7,7 @@ arrays stand in, and the verdict is at best inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of
 from .ties import Ties
 from .types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
 
+Shapes = Mapping[Site, tuple[int, ...]]
 PROMPTS = 3  # probes of each kind, where the reference is live
 
 
@@ -42,9 +43,10 @@ class Reference(Protocol):
 
     def evidence(self, probe: Probe) -> Evidence: ...
 
-    def inside(self, probe: Probe, block: int) -> Evidence | None:
+    def inside(self, probe: Probe, block: int, shapes: Shapes) -> Evidence | None:
         """Evidence of the modules inside one block, each fed the oracle's values of the ones
-        before it; None where it cannot be had."""
+        before it; None where it cannot be had. `shapes` holds what the candidate shows there:
+        nothing else is fed, so that both sides compute the same from the same."""
         ...
 
     def weights(self) -> Mapping[str, Any]: ...
@@ -57,7 +59,9 @@ class Reference(Protocol):
 class Truth(Protocol):
     """Gives the oracle's arrays of a probe, no noise yet."""
 
-    def expected(self, probe: Probe, inside: int | None = None) -> Evidence: ...
+    def expected(
+        self, probe: Probe, inside: int | None = None, shapes: Shapes | None = None
+    ) -> Evidence: ...
 
 
 class LiveReference:
@@ -120,18 +124,20 @@ class LiveReference:
         )
 
     def evidence(self, probe: Probe) -> Evidence:
-        return self._with_noise(probe, None)
+        return self._with_noise(probe)
 
-    def inside(self, probe: Probe, block: int) -> Evidence | None:
-        return self._with_noise(probe, block) if self._truth else None
+    def inside(self, probe: Probe, block: int, shapes: Shapes) -> Evidence | None:
+        return self._with_noise(probe, block, shapes) if self._truth else None
 
-    def _with_noise(self, probe: Probe, block: int | None) -> Evidence:
+    def _with_noise(
+        self, probe: Probe, block: int | None = None, shapes: Shapes | None = None
+    ) -> Evidence:
         """Evidence with the twin's own error at every site; without a truth, it is its own."""
         if self._truth is None:
-            blind = Oracle(self._twin).expected(probe, block)
+            blind = Oracle(self._twin).expected(probe, block, shapes)
             noise = {mode: dict.fromkeys(sites, 0.0) for mode, sites in blind.expected.items()}
             return replace(blind, noise=noise, has_oracle=False)
-        evidence = self._truth.expected(probe, block)
+        evidence = self._truth.expected(probe, block, shapes)
         twin, tied = evidence.twin, None
         if block is None:
             errors = Errors(evidence, PROPAGATED, self.dtype)
@@ -166,7 +172,7 @@ class Remembered:
         self.name, self.dtype = reference.name, reference.dtype
         self.more, self.weights, self.tokens = reference.more, reference.weights, reference.tokens
         self._reference = reference
-        self._found: dict[tuple[str, int | None], Evidence | None] = {}
+        self._found: dict[Hashable, Evidence | None] = {}
 
     @property
     def probes(self) -> list[Probe]:
@@ -177,13 +183,17 @@ class Remembered:
         assert found is not None
         return found
 
-    def inside(self, probe: Probe, block: int) -> Evidence | None:
-        return self._remember(probe, block, lambda: self._reference.inside(probe, block))
+    def inside(self, probe: Probe, block: int, shapes: Shapes) -> Evidence | None:
+        return self._remember(
+            probe,
+            (block, frozenset(shapes.items())),
+            lambda: self._reference.inside(probe, block, shapes),
+        )
 
     def _remember(
-        self, probe: Probe, block: int | None, find: Callable[[], Evidence | None]
+        self, probe: Probe, what: Hashable, find: Callable[[], Evidence | None]
     ) -> Evidence | None:
-        key = probe.name, block
+        key = probe.name, what
         if key not in self._found:
             self._found[key] = find()
         return self._found[key]
@@ -195,10 +205,13 @@ class Oracle:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    def expected(self, probe: Probe, inside: int | None = None) -> Evidence:
+    def expected(
+        self, probe: Probe, inside: int | None = None, shapes: Shapes | None = None
+    ) -> Evidence:
         """Run as it is, then with what enters each block rounded to the dtype.
 
-        With `inside` the same is done once more for what the modules of that block give.
+        With `inside` the same is done once more for what the modules of that block give, those
+        in `shapes`.
         """
         propagated: dict[Site, np.ndarray] = {}
         logits = self._backend.forward(probe.tokens, propagated.__setitem__)
@@ -206,7 +219,10 @@ class Oracle:
         isolated: dict[Site, np.ndarray] = {}
         self._backend.forward(probe.tokens, isolated.__setitem__, feed=feed, inside=inside)
         if inside is not None:
-            feed |= self._feed(isolated, ("module",))
+            known = shapes or {}
+            feed |= self._feed(
+                {s: a for s, a in isolated.items() if known.get(s) == a.shape}, ("module",)
+            )
             self._backend.forward(probe.tokens, isolated.__setitem__, feed=feed, inside=inside)
         noise: dict[str, dict[Site, float]] = {ISOLATED: {}, PROPAGATED: {}}
         return Evidence({ISOLATED: isolated, PROPAGATED: propagated}, feed, noise, logits)

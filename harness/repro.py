@@ -20,8 +20,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from engine.errors import EngineError
 
+from .answers import first
 from .backends._mlx import Gathered
-from .comparison import MODULE, Comparison, first
+from .comparison import MODULE, Comparison
 from .errors import BadOption
 from .metrics import relative_error
 from .policy import effective_noise
@@ -171,7 +172,7 @@ def _measured(comparison: Comparison, site: Site, probe: Probe) -> Part:
     inner = site.kind == "module"
     block = site.block if inner else None
     evidence = (
-        comparison.reference.inside(probe, site.block)
+        comparison.inside(probe, site.block)
         if inner and site.block is not None
         else comparison.reference.evidence(probe)
     )

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .comparison import Comparison, Measure, Observation, undecided
+from .answers import undecided
+from .comparison import Comparison, Measure, Observation
 from .metrics import first_bad_token, position_rms, relative_error, rms
 from .policy import effective_noise
 from .types import (

@@ -15,7 +15,8 @@ import numpy as np
 from ..types import CONTEXT, KEY, QUERY, Site
 from . import Observe, rows, unrows
 
-SELECTION_BIAS = "e_score_correction_bias"  # as transformers calls it in every family that has one
+# As transformers calls them in every family that has them.
+EXPERTS, SELECTION_BIAS = "experts", "e_score_correction_bias"
 
 
 class Hooks:
@@ -50,7 +51,7 @@ class Hooks:
             self._routing(k, layer)
         if self._inside is not None:
             for part, module in self._layers[self._inside].named_modules():
-                if part:
+                if part and EXPERTS not in part.split(".")[:-1]:  # called once per expert
                     self._output(module, self._site(part))
             self._stack.enter_context(self._attention(self._layers[self._inside]))
         if self._norm is not None:
@@ -110,7 +111,7 @@ class Hooks:
 
         for owner in layer.modules():
             children = dict(owner.named_children())
-            experts = children.pop("experts", None)
+            experts = children.pop(EXPERTS, None)
             if experts is None:
                 continue
             enter = self._stack.enter_context

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..comparison import Comparison, site_result
+from ..answers import site_result
+from ..comparison import Comparison
 from ..types import FAIL, SKIP, CheckResult
 
 ORDER = 50

@@ -8,7 +8,8 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from ..comparison import Comparison, Observation, undecided
+from ..answers import undecided
+from ..comparison import Comparison, Observation
 from ..metrics import FLOOR, kl, log_likelihood, margins, position_rms
 from ..policy import TIE
 from ..types import FAIL, INCONCLUSIVE, LOGITS, PASS, SKIP, CheckResult, Divergence

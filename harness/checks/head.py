@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..comparison import Comparison, Observation, undecided
+from ..answers import undecided
+from ..comparison import Comparison, Observation
 from ..metrics import FLOOR, rms
 from ..types import FAIL, INCONCLUSIVE, LOGITS, PASS, SKIP, CheckResult, Divergence
 

@@ -27,7 +27,7 @@ from ..errors import BadGolden
 from ..files import write_whole
 from ..metrics import margins
 from ..probes import TEXTS
-from ..reference import Oracle, rounded
+from ..reference import Oracle, Shapes, rounded
 from ..types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
 from .manifest import NAME as MANIFEST
 from .manifest import (
@@ -92,7 +92,7 @@ class GoldenReference:
     def more(self, kind: str, i: int) -> None:
         return None
 
-    def inside(self, probe: Probe, block: int) -> Evidence | None:
+    def inside(self, probe: Probe, block: int, shapes: Shapes) -> Evidence | None:
         return None
 
     def weights(self) -> Mapping[str, Any]:
