@@ -38,6 +38,7 @@ TEXTS: dict[str, str] = {
     "scripts": "Здравствуй 世界 مرحبا",
     "emoji": "👩‍🔬🎉",
     "combining": "e\u0301 n\u0303",
+    "special tokens": "<s>a</s><bos>b<eos><|begin|>c<|end|> <|im_start|>d<|im_end|><|endoftext|>",
     "empty": "",
 }
 

@@ -47,8 +47,13 @@ def measured(comparison: Comparison, seen: Observation, actual: np.ndarray) -> M
     return Measure(LOGITS, PROPAGATED, seen.probe, error, noise, None, token, ties)
 
 
-def answered(comparison: Comparison, name: str, routes: Mapping[str, Measure]) -> CheckResult:
-    """The answer of a check from what every route measured; the worst one is its divergence."""
+def answered(
+    comparison: Comparison, name: str, what: str, routes: Mapping[str, Measure]
+) -> CheckResult:
+    """The answer of a check from what every route measured; the worst one is its divergence.
+
+    `what` is what they are called together.
+    """
     decisions, measures = {}, {}
     for route, m in routes.items():
         decisions[route] = comparison.decide(
@@ -72,8 +77,7 @@ def answered(comparison: Comparison, name: str, routes: Mapping[str, Measure]) -
     open_ones = [d for d in decisions.values() if d.verdict == INCONCLUSIVE]
     if open_ones:
         return CheckResult(name, INCONCLUSIVE, undecided(open_ones), measures)
-    ways = f"{len(routes)} way{'s' if len(routes) > 1 else ''} of feeding"
-    reason = f"{ways}; at most {routes[worst].ratio:.1f} x noise"
+    reason = f"{len(routes)} {what}; at most {routes[worst].ratio:.1f} x noise"
     return CheckResult(name, PASS, reason, measures)
 
 

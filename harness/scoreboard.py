@@ -122,19 +122,33 @@ def _scores(task: Task, wanted: Mapping[str, Fault], files: ModelFiles) -> Itera
     except EngineError:
         return  # this candidate does not have the family
     clean = _judged(reference, candidate, files, probes)
+    if clean.error:
+        return  # nor this dtype on this device
     yield _score(task, "", None, clean, 0, None)
     if clean.verdict != PASS:
         return  # what is wrong already says nothing about a fault
     for name, fault in wanted.items():
-        candidate = load_backend(task["candidate"], request)
-        patient = Patient(candidate, files.config)
-        block = _block(name, task["seed"], len(patient.blocks))
+        planted = _planted(fault, name, task, request)
+        if planted is not None:
+            patient, block = planted
+            verdict = _judged(reference, patient.backend, files, probes)
+            yield _score(task, name, fault, verdict, block, patient)
+
+
+def _planted(fault: Fault, name: str, task: Task, request: Request) -> tuple[Patient, int] | None:
+    """A fresh candidate with a fault in the first block, from one that its name and the seed
+    choose, that has a place for it; None where no block has."""
+    start, tried, choices = sum(name.encode()) + task["seed"], 0, 1
+    while tried < choices:
+        patient = Patient(load_backend(task["candidate"], request), request.files.config)
+        choices = len(patient.blocks) if fault.where == "block" else 1
+        block = (start + tried) % len(patient.blocks)
         try:
             fault.inject(patient, block)
+            return patient, block
         except NotApplicable:
-            continue
-        verdict = _judged(reference, candidate, files, probes)
-        yield _score(task, name, fault, verdict, block, patient)
+            tried += 1
+    return None
 
 
 def _probes(reference: Reference, seed: int) -> list[Probe]:
@@ -162,13 +176,11 @@ def _judged(
     limits = find_limits(environment.device_class(candidate.device))
     verdict = Verdict("", candidate.name, "torch", candidate.dtype, candidate.device)
     comparison = Comparison(files, reference, candidate, probes, limits)
-    ask(comparison, questions, verdict)
+    try:
+        ask(comparison, questions, verdict)
+    except EngineError as error:
+        verdict.error = str(error)
     return verdict
-
-
-def _block(name: str, seed: int, blocks: int) -> int:
-    """The block to plant a fault in: another one for every fault and seed, on every machine."""
-    return (sum(name.encode()) + seed) % blocks
 
 
 def _score(
@@ -203,19 +215,21 @@ def _placed(
     site = first.site or ""
     if fault.where == "block":
         blocks = next(c.measures.get("failed_blocks") for c in verdict.checks if c.name == "blocks")
-        path = patient.site(fault.role)
-        part = site.partition(f".{first.block}.")[2]
-        inside = not fault.role or part == path or part.startswith(path + ".")
+        inside = _is_in(site, first.block, fault, patient)
         return first.block == block and blocks == [block], first.block == block and inside
     if fault.where == "blocks":
-        path = patient.site(fault.role)
-        part = site.partition(f".{first.block}.")[2]
-        return None, first.block is not None and (part == path or part.startswith(path + "."))
+        return None, first.block is not None and _is_in(site, first.block, fault, patient)
     if fault.where == "model":
         return None, site == patient.site(fault.role) or (
             first.site == "lm_head" and fault.role == "head"
         )
     return None, first.check == fault.where
+
+
+def _is_in(site: str, block: int | None, fault: Fault, patient: Patient) -> bool:
+    """Whether a site of a block is the part that a fault is in, or inside it."""
+    path, part = patient.site(fault.role), site.partition(f".{block}.")[2]
+    return not fault.role or part == path or part.startswith(path + ".")
 
 
 def _open(verdict: Verdict) -> str:

@@ -70,10 +70,13 @@ class Backend(Protocol):
         """
         ...
 
-    def batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
+    def batch(
+        self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] | None = None
+    ) -> list[np.ndarray] | None:
         """Logits (T_i, V) of every sequence, computed as one left-padded batch.
 
-        None where the backend has no batches, or none of these sequences.
+        `chunks` feeds its columns through the cache in pieces of those lengths. None where the
+        backend has no batches, or none of these sequences.
         """
         ...
 

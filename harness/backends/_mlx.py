@@ -32,7 +32,7 @@ class Gathered:
     def see(self, site: Site, value: mx.array) -> mx.array:
         """Keep the value at a site (1, T, ...); give what is to be used in its place."""
         self.seen[site] = value
-        if site not in self._feed:
+        if site not in self._feed or self._feed[site].size != value.size:
             return value
         fed = mx.array(self._feed[site]).astype(value.dtype)
         return fed.reshape(value.shape) if value.ndim < 4 else _unrows(fed, value, self._length)
@@ -73,13 +73,13 @@ def without_leaf(part: str) -> str:
     return owner if leaf in (QUERY, KEY, CONTEXT) else part
 
 
-def in_chunks(model: Any, tokens: Sequence[int], chunks: Sequence[int]) -> np.ndarray:
-    """Logits (T, V) of `tokens` fed in pieces; `model(ids, start)` keeps its own cache."""
+def in_chunks(model: Any, ids: mx.array, chunks: Sequence[int]) -> mx.array:
+    """Logits (B, T, V) of ids (B, T) fed in pieces of T; `model(ids)` keeps its own cache."""
     parts, start = [], 0
     for size in chunks:
-        parts.append(model(mx.array([list(tokens[start : start + size])])))
+        parts.append(model(ids[:, start : start + size]))
         start += size
-    return to_numpy(mx.concatenate(parts, axis=1))[0]
+    return mx.concatenate(parts, axis=1)
 
 
 def left_padded(sequences: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]:

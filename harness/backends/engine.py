@@ -24,6 +24,7 @@ from ._mlx import (
     as_mlx,
     in_chunks,
     left_padded,
+    to_numpy,
     unpadded,
     weights_of,
     without_leaf,
@@ -62,13 +63,13 @@ class EngineBackend:
         chunks: Sequence[int] | None = None,
     ) -> np.ndarray:
         """See `Backend.forward`."""
-        decoder = self.model.decoder
+        decoder, ids = self.model.decoder, mx.array([list(tokens)])
         if chunks is not None:
             cache = make_cache(decoder.spec)
-            return in_chunks(lambda ids: decoder(ids, cache, length=len(tokens)), tokens, chunks)
-
+            logits = in_chunks(lambda x: decoder(x, cache, length=len(tokens)), ids, chunks)
+            return to_numpy(logits)[0]
         gathered = Gathered(len(tokens), feed)
-        return gathered.tell(observe, self.graph(mx.array([list(tokens)]), gathered, inside))
+        return gathered.tell(observe, self.graph(ids, gathered, inside))
 
     def graph(self, ids: mx.array, gathered: Gathered, inside: int | None) -> mx.array:
         """Logits (1, T, V) of ids (1, T), not evaluated; `gathered` sees the sites."""
@@ -99,11 +100,15 @@ class EngineBackend:
 
         return self.model.decoder(ids, tap=tap)
 
-    def batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
-        spec = self.model.spec
+    def batch(
+        self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] | None = None
+    ) -> list[np.ndarray] | None:
         ids, padding = left_padded(sequences)
+        cache = make_cache(self.model.spec, padding)
         try:
-            logits = self.model.decoder(ids, make_cache(spec, padding))
+            logits = in_chunks(
+                lambda x: self.model.decoder(x, cache), ids, chunks or (ids.shape[1],)
+            )
         except UnsupportedArchitecture:  # dynamic scaling past its length has a base per row
             return None
         return unpadded(logits, padding)

@@ -29,6 +29,7 @@ from ._mlx import (
     as_mlx,
     in_chunks,
     left_padded,
+    to_numpy,
     unpadded,
     weights_of,
     without_leaf,
@@ -87,19 +88,22 @@ class MLXLMBackend:
         """See `Backend.forward`."""
         from mlx_lm.models.cache import make_prompt_cache
 
+        ids = mx.array([list(tokens)])
         with self._running():
             if chunks is not None:
                 cache = make_prompt_cache(self.model)
-                return in_chunks(lambda ids: self.model(ids, cache=cache), tokens, chunks)
+                return to_numpy(in_chunks(lambda x: self.model(x, cache=cache), ids, chunks))[0]
             gathered = Gathered(len(tokens), feed)
-            return gathered.tell(observe, self.graph(mx.array([list(tokens)]), gathered, inside))
+            return gathered.tell(observe, self.graph(ids, gathered, inside))
 
     def graph(self, ids: mx.array, gathered: Gathered, inside: int | None) -> mx.array:
         """Logits (1, T, V) of ids (1, T), not evaluated; `gathered` sees the sites."""
         with recorded(self._blocks, self._norm, self._names, gathered, inside):
             return self.model(ids)
 
-    def batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
+    def batch(
+        self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] | None = None
+    ) -> list[np.ndarray] | None:
         """Through mlx-lm's own batch caches; None, and a limit, where it has none or cannot run.
 
         Its gemma2 and its dynamic rotary scaling raise for a mask or an offset per row.
@@ -119,7 +123,10 @@ class MLXLMBackend:
                 return None
         try:
             with self._running():
-                return unpadded(self.model(ids, cache=batched), padding)
+                logits = in_chunks(
+                    lambda x: self.model(x, cache=batched), ids, chunks or (ids.shape[1],)
+                )
+                return unpadded(logits, padding)
         except UnsupportedArchitecture as error:
             self.limits = {**self.limits, "batch": f"as one batch: {error}"}
             return None
@@ -169,8 +176,9 @@ class MLXLMBackend:
 
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
         from mlx_lm.tokenizer_utils import load as load_tokenizer
+        from mlx_lm.utils import load_config
 
-        config = self._files.config.get("eos_token_id")
+        config = load_config(self._files.folder).get("eos_token_id")  # generation_config's first
         eos = config if isinstance(config, list) or config is None else [config]
         tokenizer = load_tokenizer(self._files.folder, eos_token_ids=eos)
         return TokenFacts(

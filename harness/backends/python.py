@@ -96,7 +96,9 @@ class PythonBackend:
             observe(LOGITS, logits)
         return logits
 
-    def batch(self, sequences: Sequence[Sequence[int]]) -> None:
+    def batch(
+        self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] | None = None
+    ) -> None:
         return None
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:

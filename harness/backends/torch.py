@@ -95,17 +95,12 @@ class TorchBackend:
     ) -> np.ndarray:
         """See `Backend.forward`. The oracle's feed is rounded by its caller."""
         torch = self._torch
+        ids = torch.tensor([list(tokens)])
         with self._running(), self._watched(observe, feed, inside, len(tokens)):
             if chunks is None:
-                logits = self._run(torch.tensor([list(tokens)]), use_cache=False).logits
+                logits = self._run(ids, use_cache=False).logits
             else:
-                logits, past, start = [], None, 0
-                for size in chunks:
-                    part = torch.tensor([list(tokens[start : start + size])])
-                    out = self._run(part, past_key_values=past, use_cache=True)
-                    logits, past = [*logits, out.logits], out.past_key_values
-                    start += size
-                logits = torch.cat(logits, dim=1)
+                logits = self._in_chunks(ids, chunks, None)
             result = to_numpy(logits)[0]
         if observe is not None:
             observe(LOGITS, result)
@@ -117,19 +112,30 @@ class TorchBackend:
         at = self._layers_path, self._layers, self._norm
         return Hooks(self._model, *at, observe, feed, inside, length)
 
-    def batch(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def batch(
+        self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] | None = None
+    ) -> list[np.ndarray]:
         """Left-padded, with an attention mask and positions that begin after the padding."""
         torch = self._torch
         longest = max(map(len, sequences))
         pads = [longest - len(sequence) for sequence in sequences]
         ids = [[0] * n + list(row) for n, row in zip(pads, sequences, strict=True)]
         mask = torch.tensor([[0] * n + [1] * (longest - n) for n in pads])
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
         with self._running():
-            out = self._run(
-                torch.tensor(ids), attention_mask=mask, position_ids=places, use_cache=False
-            )
-            return [to_numpy(row[n:]) for n, row in zip(pads, out.logits, strict=True)]
+            logits = self._in_chunks(torch.tensor(ids), chunks or (longest,), mask)
+            return [to_numpy(row[n:]) for n, row in zip(pads, logits, strict=True)]
+
+    def _in_chunks(self, ids: Any, chunks: Sequence[int], mask: Any) -> Any:
+        """Logits (B, T, V) of ids (B, T) fed through the cache; `mask` (B, T) is 0 at padding."""
+        logits, past, start = [], None, 0
+        for size in chunks:
+            end, known = start + size, {}
+            if mask is not None:
+                places = (mask.cumsum(-1) - 1).clamp(min=0)
+                known = {"attention_mask": mask[:, :end], "position_ids": places[:, start:end]}
+            out = self._run(ids[:, start:end], past_key_values=past, use_cache=True, **known)
+            logits, past, start = [*logits, out.logits], out.past_key_values, end
+        return self._torch.cat(logits, dim=1)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """Greedy tokens through transformers' own cache."""

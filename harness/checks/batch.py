@@ -9,10 +9,14 @@ from ..types import SKIP, CheckResult, Probe
 
 ORDER = 110
 ROWS = 3
+DECODED = 4  # tokens fed one by one after the padded prefill
 
 
 def run(comparison: Comparison) -> CheckResult:
-    """Sequences of unequal length in one batch, each against the oracle of it alone."""
+    """Sequences of unequal length in one batch, each against the oracle of it alone.
+
+    The last tokens are fed one by one, as they are when a batch is decoded.
+    """
     name = "batch"
     if reason := comparison.candidate.limits.get(name):
         return CheckResult(name, SKIP, reason)
@@ -21,18 +25,21 @@ def run(comparison: Comparison) -> CheckResult:
     probes = rows_of([p for p in comparison.probes if room is None or len(p.tokens) <= room])
     if len(probes) < 2:
         return CheckResult(name, SKIP, "no two probes of different length")
-    logits = comparison.candidate.batch([probe.tokens for probe in probes])
+    lengths = [len(probe.tokens) for probe in probes]
+    decoded = min(DECODED, min(lengths) - 1)
+    chunks = [max(lengths) - decoded] + [1] * decoded
+    logits = comparison.candidate.batch([probe.tokens for probe in probes], chunks)
     if logits is None:
         candidate = comparison.candidate
         reason = candidate.limits.get(name, f"{candidate.name} has no batch of these probes")
         return CheckResult(name, SKIP, reason)
     routes = {
-        f"row {row} of a batch, {len(probe.tokens)} tokens": measured(
+        f"row {row}, {len(probe.tokens)} tokens": measured(
             comparison, comparison.observation(probe), actual
         )
         for row, (probe, actual) in enumerate(zip(probes, logits, strict=True))
     }
-    return answered(comparison, name, routes)
+    return answered(comparison, name, "rows of a batch", routes)
 
 
 def rows_of(probes: list[Probe]) -> list[Probe]:

@@ -25,7 +25,7 @@ def run(comparison: Comparison) -> CheckResult:
         )
         for plan, chunks in plans(probe, comparison.window).items()
     }
-    return answered(comparison, name, routes)
+    return answered(comparison, name, "ways of feeding", routes)
 
 
 def plans(probe: Probe, window: int | None) -> dict[str, list[int]]:

@@ -11,7 +11,6 @@ from . import Fault, NotApplicable
 from ._patient import Call, Patient
 
 Inject = Callable[[Patient, int], None]
-ROW = 5
 
 
 def _looked_up(change: Callable[[Call, mx.array, Patient], mx.array]) -> Inject:
@@ -41,7 +40,8 @@ def _rounding(scale: float) -> float:
 
 def _one_row_off(look_up: Call, ids: mx.array, patient: Patient) -> mx.array:
     x = look_up(ids)
-    return mx.where((ids == ROW)[..., None], x * 1.01, x)
+    row = patient.config.get("bos_token_id") or 0
+    return mx.where((ids == row)[..., None], x * 1.01, x)
 
 
 def _next_row(look_up: Call, ids: mx.array, patient: Patient) -> mx.array:
@@ -105,7 +105,7 @@ FAULTS = (
     ),
     _fault("not-scaled", "the scale is dropped", _rescaled(lambda s: 1 / s)),
     _fault("scaled", "scaled by the root of the width in a model that does not", _scaled),
-    _fault("row-off", "one row of the table is larger by a hundredth", _looked_up(_one_row_off)),
+    _fault("row-off", "the row of BOS is larger by a hundredth", _looked_up(_one_row_off)),
     _fault("padding-zero", "the padding token's row is zero", _looked_up(_padding_is_zero)),
     _fault("next-row", "every id is looked up one row further", _looked_up(_next_row)),
     _fault("half-precision", "rows are rounded to bfloat16", _looked_up(_rounded)),

@@ -9,7 +9,7 @@ defaults in silence. Nothing here trains or writes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .vocabulary import VOCABULARY
@@ -38,6 +38,7 @@ class Recipe:
     starts: tuple[Start, ...]  # the first that matches counts
     steps: int
     weights: str = "safetensors"  # or npz
+    generation: Mapping[str, Any] = field(default_factory=dict)  # generation_config.json's own
     peak_rate: float = 3e-3
     seed: int = 20
 
@@ -145,6 +146,7 @@ GEMMA3 = Recipe(
         Start(r"norm\.weight$", -0.5, 0.5),
     ),
     steps=1200,
+    generation={"eos_token_id": [1, 4]},  # a list, as chat models have
 )
 
 GPT2 = Recipe(

@@ -244,7 +244,7 @@ def _write(folder: Path, recipe: Recipe, tokenizer: Tokenizer, weights: dict[str
     _write_json(folder / "config.json", recipe.config)
     _write_json(folder / "tokenizer_config.json", recipe.tokenizer_config)
     generation = {key: value for key, value in recipe.config.items() if key.endswith("_token_id")}
-    _write_json(folder / "generation_config.json", generation)
+    _write_json(folder / "generation_config.json", generation | dict(recipe.generation))
     tokenizer.save(str(folder / "tokenizer.json"))
     if recipe.weights == "npz":
         # Names as gpt2 has on the Hub, without the base model's prefix: mlx-lm reads only those.
