@@ -12,6 +12,8 @@ from typing import Any
 
 from engine.architectures import architecture, supported
 
+from .backends._transformers import import_torch
+
 
 def variants() -> list[tuple[str, str]]:
     """(model_type, variant) of every fault-exposing configuration."""
@@ -27,9 +29,7 @@ def write_model(
     folder: Path, config: dict[str, Any], dtype: str = "float32", seed: int = 0
 ) -> Path:
     """Make a random model of a configuration and save it in `folder`, config.json as given."""
-    import torch
-    import transformers
-
+    torch, transformers = import_torch()
     raw = {key: value for key, value in config.items() if key != "model_type"}
     parsed = transformers.AutoConfig.for_model(config["model_type"], **json.loads(json.dumps(raw)))
     torch.manual_seed(seed)
@@ -57,4 +57,4 @@ def spread_out(name: str, parameter: Any, torch: Any) -> None:
     elif "q_proj" in name or "k_proj" in name or "c_attn" in name:
         parameter.normal_(0, 2.0 / parameter.shape[-1] ** 0.5)
     else:
-        parameter.normal_(0, 1.0 / min(parameter.shape) ** 0.5)
+        parameter.normal_(0, 1.0 / min(parameter.shape[-2:]) ** 0.5)  # experts are stacked

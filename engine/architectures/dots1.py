@@ -77,6 +77,7 @@ _TINY = {
     "moe_intermediate_size": 44,
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 2.5,
+    "rms_norm_eps": 1e-4,
 }
 TINY = {
     "plain": {**_TINY, "norm_topk_prob": True, "sliding_window": None},

@@ -180,8 +180,9 @@ class EngineBackend:
             return gathered.see(_module_site(self._sources[pattern], block), value)
         for name in self._fused:
             if pattern in name.targets:
-                start = sum(parts[t].shape[-1] for t in name.targets if t in parts)
                 parts[pattern] = value
+                before = name.targets[: name.targets.index(pattern)]
+                start = sum(parts[target].shape[-1] for target in before)
                 site = _module_site(name.source, block)
                 if all(target in parts for target in name.targets):
                     joined = mx.concatenate([parts[t] for t in name.targets], axis=-1)

@@ -95,6 +95,13 @@ def _out_of_order(k: mx.array, v: mx.array, seen: mx.array, T: int) -> Any:
     return _rolled(k, past, by), _rolled(v, past, by), seen
 
 
+def _order_and_mask(k: mx.array, v: mx.array, seen: mx.array, T: int) -> Any:
+    k, v, _ = _out_of_order(k, v, seen, T)
+    past = k.shape[2] - T
+    turned = mx.roll(seen[..., :past], past // 2 or 1, -1)
+    return k, v, mx.concatenate([turned, seen[..., past:]], axis=-1)
+
+
 def _half_precision(k: mx.array, v: mx.array, seen: mx.array, T: int) -> Any:
     return _stored(k, T), _stored(v, T), seen
 
@@ -235,8 +242,8 @@ FAULTS = (
     _fault("shared", "a block's cache is also the next one's", _shared),
     _fault(
         "past-order",
-        "past tokens that are all seen lie in another order",
-        _past(_out_of_order, window=False),
+        "past tokens lie in another order, and the mask with them",
+        _past(_order_and_mask),
         equivalent=True,
     ),
     _fault(
