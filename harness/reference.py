@@ -52,7 +52,7 @@ class Reference(Protocol):
     def weights(self) -> Mapping[str, Any]: ...
 
     def tokens(self) -> TokenFacts | None:
-        """What the tokenizer does with TEXTS; None without a tokenizer."""
+        """What the tokenizer does with the probe texts; None without a tokenizer."""
         ...
 
 

@@ -17,20 +17,22 @@ def run(comparison: Comparison) -> CheckResult:
     expected = comparison.reference.tokens()
     if expected is None:
         return CheckResult(name, SKIP, "the model has no tokenizer")
-    actual = comparison.candidate.tokens(list(TEXTS.values()))
+    actual = comparison.candidate.tokens(list(expected.ids))
     if actual is None:
         return CheckResult(name, SKIP, f"{comparison.candidate.name} has no tokenizer")
     measures = {
-        "texts": len(TEXTS),
+        "texts": len(expected.ids),
         "bos_id": actual.bos_id,
         "eos_ids": list(actual.eos_ids),
         "max_id": actual.max_id,
         "embedding_rows": actual.rows,
     }
     problem = None
-    for label, text in TEXTS.items():
-        if actual.ids[text] != expected.ids[text] and problem is None:
-            problem = f"{label} {text!r}: {_ids(actual.ids[text])}, not {_ids(expected.ids[text])}"
+    labels = {text: label for label, text in TEXTS.items()}
+    for text, ids in expected.ids.items():
+        if actual.ids[text] != ids and problem is None:
+            label = labels.get(text, "text")
+            problem = f"{label} {text!r}: {_ids(actual.ids[text])}, not {_ids(ids)}"
     if problem is None and actual.bos_id != expected.bos_id:
         problem = f"BOS is {actual.bos_id}, not {expected.bos_id}"
     if problem is None and actual.eos_ids != expected.eos_ids:
@@ -43,7 +45,7 @@ def run(comparison: Comparison) -> CheckResult:
         )
     bos = "no BOS" if actual.bos_id is None else f"BOS {actual.bos_id}"
     eos = ", ".join(map(str, actual.eos_ids)) or "none"
-    return CheckResult(name, PASS, f"{len(TEXTS)} texts equal, {bos}, EOS {eos}", measures)
+    return CheckResult(name, PASS, f"{len(expected.ids)} texts equal, {bos}, EOS {eos}", measures)
 
 
 def _ids(ids: tuple[int, ...]) -> str:

@@ -26,7 +26,6 @@ from ..backends import Request
 from ..errors import BadGolden
 from ..files import write_whole
 from ..metrics import margins
-from ..probes import TEXTS
 from ..reference import Oracle, Shapes, rounded
 from ..types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
 from .manifest import NAME as MANIFEST
@@ -103,7 +102,7 @@ class GoldenReference:
         facts = self._record["tokens"]
         if facts is None:
             return None
-        ids = {TEXTS[label]: tuple(found) for label, found in facts["ids"].items()}
+        ids = {text: tuple(found) for text, found in facts["ids"].items()}
         return TokenFacts(
             ids, facts["bos_id"], tuple(facts["eos_ids"]), facts["max_id"], facts["rows"]
         )
@@ -158,7 +157,7 @@ def record(
         "tokens": facts
         and {
             **vars(facts),
-            "ids": {label: list(facts.ids[text]) for label, text in TEXTS.items()},
+            "ids": {text: list(found) for text, found in facts.ids.items()},
         },
     }
     return _write(folder, model_name(files), files, reference, dtype, content, arrays)
