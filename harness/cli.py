@@ -135,6 +135,9 @@ def repro(
 @app.command()
 def calibrate(
     seeds: Annotated[int, typer.Option(help="Random models of every family.")] = 8,
+    runs: Annotated[
+        int, typer.Option(help="Fewest behind a row; models are made until there are as many.")
+    ] = 59,
     device: Annotated[str | None, typer.Option(help="cpu or gpu, for MLX.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
     out: Annotated[
@@ -148,7 +151,9 @@ def calibrate(
     from .calibration import calibrate as measure
 
     with _progress() as progress:
-        path = measure(seeds, device=device, jobs=jobs, out=out, resume=resume, progress=progress)
+        path = measure(
+            seeds, least=runs, device=device, jobs=jobs, out=out, resume=resume, progress=progress
+        )
     print(path)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,16 @@ def plan(
     return tasks
 
 
-def run_once(models: Sequence[str], candidates: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Every fault once per candidate, on the first model that has a place for it."""
-    for candidate in candidates:
-        left = set(all_faults())
-        for model in models:
-            task = {"model": model, "seed": 0, "candidate": candidate, "dtype": "float32"}
-            scores = run_model({**task, "faults": sorted(left)})
-            left -= {score["fault"] for score in scores}
-            yield from scores
+def run_once(
+    models: Sequence[str], candidate: str, faults: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    """Every fault once, on the first of some models that has a place for it; clean runs too."""
+    left = set(faults)
+    for model in models:
+        task = {"model": model, "seed": 0, "candidate": candidate, "dtype": "float32"}
+        scores = run_model({**task, "faults": sorted(left)})
+        left -= {score["fault"] for score in scores}
+        yield from scores
 
 
 def run_model(task: Task) -> list[dict[str, Any]]:

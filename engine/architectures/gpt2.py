@@ -85,6 +85,7 @@ TINY = {
     "untied": {
         **_BASE,
         "n_inner": 84,
+        "activation_function": "gelu",  # exact, where the family's own is the tanh form
         "tie_word_embeddings": False,
         "scale_attn_by_inverse_layer_idx": True,
     },

@@ -17,7 +17,7 @@ def run(comparison: Comparison) -> CheckResult:
     behind, as a buffer or a table that has grown, would show.
     """
     name = "repeat"
-    probe = comparison.longest("text", "random")
+    probe = comparison.longest("random", "text")
     others = sorted((p for p in comparison.probes if p != probe), key=lambda p: len(p.tokens))
     if probe is None or not others:
         return CheckResult(name, SKIP, "no probe is long enough")

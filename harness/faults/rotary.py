@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+
+from engine.layers.rope import Rope, periods
+from engine.spec import RopeSpec
 
 from . import Fault, NotApplicable
 from ._patient import Patient
@@ -80,6 +84,45 @@ def _queries_only(shift: Callable[..., mx.array]) -> Callable[[Patient, int], No
     return inject
 
 
+def _all_shifted(patient: Patient, block: int) -> None:
+    for spec in patient.spec.blocks:
+        if spec.attention.rope and spec.attention.rope.type == "dynamic":
+            raise NotApplicable("the base depends on the last position")
+    _everywhere(_one_position_on)(patient, block)
+
+
+def respun(change: Callable[[RopeSpec], RopeSpec]) -> Callable[[Patient, int], None]:
+    """A fault that rotates by another specification in one block."""
+
+    def inject(patient: Patient, block: int) -> None:
+        spec = patient.spec.blocks[block].attention.rope
+        if spec is None or change(spec) == spec:
+            raise NotApplicable("no such rotary setting")
+        rope = Rope(change(spec))
+
+        def rotated(rotate: Any, x: mx.array, offset: Any) -> mx.array:
+            end = offset + x.shape[2] if isinstance(offset, int) else 0
+            return rope(x, offset, end)
+
+        patient.rotary(block, rotated)
+
+    return inject
+
+
+def _periods_rounded(patient: Patient, block: int) -> None:
+    spec = patient.spec.blocks[block].attention.rope
+    if spec is None or spec.type == "dynamic":
+        raise NotApplicable("no rotary embedding with one table")
+    table = mx.array(periods(spec)).astype(mx.bfloat16).astype(mx.float32)
+
+    def rotated(rotate: Any, x: mx.array, offset: Any) -> mx.array:
+        return mx.fast.rope(
+            x, spec.dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=table
+        )
+
+    patient.rotary(block, rotated)
+
+
 FAULTS = (
     Fault(
         "interleaved",
@@ -125,11 +168,39 @@ FAULTS = (
         "attn",
         source="R16",
     ),
+    Fault(
+        "periods-rounded",
+        "the table of periods is kept in bfloat16",
+        _periods_rounded,
+        "attn",
+        source="R16",
+    ),
+    Fault(
+        "no-scaling",
+        "the scaling of positions is ignored",
+        respun(lambda spec: replace(spec, type="default")),
+        "attn",
+        source="R03",
+    ),
+    Fault(
+        "scaling-doubled",
+        "positions are scaled by twice the factor",
+        respun(
+            lambda spec: spec if spec.type == "default" else replace(spec, factor=2 * spec.factor)
+        ),
+        "attn",
+    ),
+    Fault(
+        "default-base",
+        "the base is 10000 whatever the configuration says",
+        respun(lambda spec: replace(spec, theta=10000.0)),
+        "attn",
+    ),
     Fault("backwards", "angles have the other sign", _rotation(_backwards), "attn"),
     Fault(
         "shifted",
         "all positions one further: relative, so the same",
-        _everywhere(_one_position_on),
+        _all_shifted,
         "attn",
         "blocks",
         equivalent=True,

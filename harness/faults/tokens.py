@@ -13,7 +13,7 @@ from ._patient import Patient
 
 Inject = Callable[[Patient, int], None]
 # Where none of these changes, this tokenizer has no place for the fault.
-SAMPLES = (" a  b", "e\u0301", "x\r\ny", "it's 1234567", "\u212b")
+SAMPLES = (" a  b", "e\u0301", "x\r\ny", "it's 1234567", "f(x):\n    return", "\u212b")
 
 
 def _facts(change: Callable[[TokenFacts], TokenFacts]) -> Inject:

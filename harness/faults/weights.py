@@ -54,6 +54,17 @@ def _rows_swapped(w: mx.array) -> mx.array:
     return w[mx.array(order)]
 
 
+def _meta_rows(patient: Patient, block: int) -> None:
+    """Rows of queries and keys as Meta writes them: a head's pairs are neighbours, not halves."""
+    width = patient.spec.blocks[block].attention.head_dim
+    if patient.spec.blocks[block].attention.rope is None:
+        raise NotApplicable("no rotary embedding")
+    for role in QKV[:2]:
+        w = patient.weight(role, block)
+        rows = mx.arange(len(w)).reshape(-1, 2, width // 2).transpose(0, 2, 1).reshape(-1)
+        patient.set_weight(role, block, w[rows])
+
+
 def _rounded(w: mx.array) -> mx.array:
     return w.astype(mx.bfloat16).astype(w.dtype)
 
@@ -274,6 +285,13 @@ FAULTS = (
         _changed("attn.o", _transposed),
         "attn.o",
         source="E06",
+    ),
+    Fault(
+        "meta-rows",
+        "rows of queries and keys are in Meta's order",
+        _meta_rows,
+        "attn.q",
+        source="R22",
     ),
     Fault(
         "foreign-query",

@@ -42,8 +42,8 @@ def test_padding_that_is_ignored_is_found(monkeypatch, tiny_llama):
 def test_rows_that_change_places_are_found(monkeypatch, tiny_llama):
     whole = EngineBackend.batch
 
-    def swapped(self, sequences):
-        first, second, *rest = whole(self, sequences)
+    def swapped(self, *given):
+        first, second, *rest = whole(self, *given)
         return [np.resize(second, first.shape), np.resize(first, second.shape), *rest]
 
     monkeypatch.setattr(EngineBackend, "batch", swapped)
