@@ -45,7 +45,7 @@ def spec_of(patient: Patient, role: str, block: int) -> NormSpec:
     return spec
 
 
-def _normed(role: str, change: Normal, kind: str | None = None) -> Inject:
+def normed(role: str, change: Normal, kind: str | None = None) -> Inject:
     """A fault that computes `change(x, gain, bias, spec)` in place of a norm.
 
     `kind` is the kind of norm there has to be; the gain is the stored one, without its offset.
@@ -66,7 +66,7 @@ def _normed(role: str, change: Normal, kind: str | None = None) -> Inject:
     return inject
 
 
-def _epsilon(factor: float) -> Normal:
+def epsilon_times(factor: float) -> Normal:
     def change(x: mx.array, gain: mx.array, bias: Any, spec: NormSpec) -> mx.array:
         return plain(x, gain, bias, NormSpec(spec.kind, spec.eps * factor, spec.offset, spec.bias))
 
@@ -79,7 +79,7 @@ def _felt(role: str, change: Normal) -> Inject:
     def inject(patient: Patient, block: int) -> None:
         if patient.spec.blocks[block].post_norm:
             raise NotApplicable("a later norm takes the effect out again")
-        _normed(role, change)(patient, block)
+        normed(role, change)(patient, block)
 
     return inject
 
@@ -97,7 +97,7 @@ def _with_offset(value: float) -> Inject:
     def inject(patient: Patient, block: int) -> None:
         if not patient.spec.blocks[block].norm.offset:
             raise NotApplicable("the gain has no offset")
-        _normed("mlp_norm", _offset(value))(patient, block)
+        normed("mlp_norm", _offset(value))(patient, block)
 
     return inject
 
@@ -190,33 +190,34 @@ FAULTS = (
     Fault("gain-offset-missing", "the gain is w where 1 + w is meant", _with_offset(0.0),
           "mlp_norm", source="N01"),
     Fault("epsilon", "epsilon is ten times too large",
-          _felt("attn_norm", _epsilon(10.0)), "attn_norm", source="N02"),
+          _felt("attn_norm", epsilon_times(10.0)), "attn_norm", source="N02"),
     Fault("epsilon-of-mlp", "epsilon of the norm before the MLP is ten times too large",
-          _felt("mlp_norm", _epsilon(10.0)), "mlp_norm", source="N02"),
+          _felt("mlp_norm", epsilon_times(10.0)), "mlp_norm", source="N02"),
     Fault("epsilon-of-post-norm", "epsilon of the norm after attention is ten times too large",
-          _normed("attn_post_norm", _epsilon(10.0)), "attn_post_norm", source="N02"),
+          normed("attn_post_norm", epsilon_times(10.0)), "attn_post_norm", source="N02"),
     Fault("epsilon-of-queries", "epsilon of the query norm is ten times too large",
-          _normed("attn.q_norm", _epsilon(10.0)), "attn.q_norm", source="N02"),
-    Fault("epsilon-left-out", "no epsilon at all", _felt("attn_norm", _epsilon(0.0)), "attn_norm"),
+          normed("attn.q_norm", epsilon_times(10.0)), "attn.q_norm", source="N02"),
+    Fault("epsilon-left-out", "no epsilon at all", _felt("attn_norm", epsilon_times(0.0)),
+          "attn_norm"),
     Fault("epsilon-outside", "epsilon is added outside the root",
           _felt("mlp_norm", lambda x, g, b, s: _outside_the_root(x, g, b, s)), "mlp_norm"),
     Fault("after-rotary", "query and key norms come after rotary", _after_rotary, "attn",
           source="N05"),
     Fault("half-precision", "statistics in bfloat16",
-          _normed("mlp_norm", _in_half_precision, "rms"), "mlp_norm", source="N07"),
-    Fault("gain-left-out", "the gain is not applied", _normed("attn_norm", _without_gain),
+          normed("mlp_norm", _in_half_precision, "rms"), "mlp_norm", source="N07"),
+    Fault("gain-left-out", "the gain is not applied", normed("attn_norm", _without_gain),
           "attn_norm"),
     Fault("gain-rounded", "the gain is kept in bfloat16",
-          _normed("attn_norm", _gain_in_half_precision), "attn_norm"),
-    Fault("gain-squared", "the gain is applied twice", _normed("mlp_norm", _gain_squared),
+          normed("attn_norm", _gain_in_half_precision), "attn_norm"),
+    Fault("gain-squared", "the gain is applied twice", normed("mlp_norm", _gain_squared),
           "mlp_norm"),
     Fault("bias-left-out", "the bias of a layer norm is not added",
-          _normed("attn_norm", _without_bias, "layer"), "attn_norm"),
+          normed("attn_norm", _without_bias, "layer"), "attn_norm"),
     Fault("no-mean", "RMSNorm where LayerNorm is meant",
-          _normed("mlp_norm", _without_mean, "layer"), "mlp_norm"),
-    Fault("centred", "LayerNorm where RMSNorm is meant", _normed("attn_norm", _centred, "rms"),
+          normed("mlp_norm", _without_mean, "layer"), "mlp_norm"),
+    Fault("centred", "LayerNorm where RMSNorm is meant", normed("attn_norm", _centred, "rms"),
           "attn_norm"),
-    Fault("unbiased", "variance over n - 1", _normed("attn_norm", _unbiased, "layer"),
+    Fault("unbiased", "variance over n - 1", normed("attn_norm", _unbiased, "layer"),
           "attn_norm"),
     Fault("post-norm-skipped", "the norm after attention is skipped", _skipped("attn_post_norm"),
           "attn_post_norm"),
@@ -225,7 +226,7 @@ FAULTS = (
     Fault("swapped", "the two norms of a block have each other's weights", _swapped, "attn_norm"),
     Fault("last-skipped", "the last norm is skipped", _skipped("norm"), "norm", "model"),
     Fault("last-epsilon", "epsilon of the last norm is ten times too large",
-          _normed("norm", _epsilon(10.0)), "norm", "model", source="N02"),
+          normed("norm", epsilon_times(10.0)), "norm", "model", source="N02"),
     Fault("written-out", "RMSNorm written out in float32: the same mathematics",
-          _normed("attn_norm", plain), "attn_norm", equivalent=True),
+          normed("attn_norm", plain), "attn_norm", equivalent=True),
 )  # fmt: skip
