@@ -15,7 +15,7 @@ import shlex
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any
@@ -75,16 +75,19 @@ def calibrate(
         raise BadOption(f"--seeds {seeds}: at least 1")
     used = use_device(device)
     runs: list[dict[str, Any]] = []
-    wanted, first = [f"{family}/{variant}" for family, variant in variants()], 0
-    while wanted:
+    done: dict[str, int] = defaultdict(int)  # model -> seeds
+    more = {f"{family}/{variant}": seeds for family, variant in variants()}
+    while more:
         tasks: list[Task] = [
-            {"model": model, "seed": seed, "device": device}
-            for seed in range(first, first + seeds)
-            for model in wanted
+            {"model": model, "seed": done[model] + i, "device": device}
+            for model, count in more.items()
+            for i in range(count)
         ]
         found = sweep(scored, tasks, jobs=jobs, resume=resume, progress=progress)
         runs += [run for _, results in found for run in results]
-        wanted, first = _too_few(runs, least), first + seeds
+        for model, count in more.items():
+            done[model] += count
+        more = _more(runs, least, done)
     limits = table(runs, environment.device_class(used))
     path = out or own_folder() / f"{limits.device_class}.json"
     described = environment.describe()
@@ -102,13 +105,19 @@ def calibrate(
     return path
 
 
-def _too_few(runs: Sequence[dict[str, Any]], least: int) -> list[str]:
-    """The models that rows with fewer than `least` runs come from."""
-    models: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+def _more(runs: Sequence[dict[str, Any]], least: int, done: Mapping[str, int]) -> dict[str, int]:
+    """How many more seeds of which models give every row `least` runs, `done` seeds so far."""
+    rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)  # the models of its runs
     for run in runs:
         for measure, kind in {(measure, kind) for measure, kind, *_ in run["groups"]}:
-            models[measure, run["dtype"], kind].append(run["model"])
-    return sorted({model for found in models.values() if len(found) < least for model in found})
+            rows[measure, run["dtype"], kind].append(run["model"])
+    more: dict[str, int] = {}
+    for models in rows.values():
+        a_seed = sum(models.count(model) / done[model] for model in set(models))
+        missing = math.ceil((least - len(models)) / a_seed)
+        if missing > 0:
+            more |= {model: max(missing, more.get(model, 0)) for model in set(models)}
+    return dict(sorted(more.items()))
 
 
 def scored(task: Task) -> list[dict[str, Any]]:

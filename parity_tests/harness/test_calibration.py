@@ -75,8 +75,8 @@ def quick(monkeypatch):
 
 def test_models_are_made_until_every_row_has_enough_runs(quick, tmp_path):
     path = calibrate(2, least=5, out=tmp_path / "table.json")
-    assert len(quick) == len(set(quick)) == 12
-    assert {row.runs for row in read_limits(path).rows.values()} == {6}
+    assert len(quick) == len(set(quick)) == 10
+    assert {row.runs for row in read_limits(path).rows.values()} == {5}
 
 
 def test_the_table_says_how_it_was_made(quick, tmp_path):
