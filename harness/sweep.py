@@ -34,6 +34,8 @@ def sweep(
     Raises what a task raised, after the results before it were written.
     """
     done = _read(resume) if resume else {}
+    if resume:
+        _check_writable(resume)
     tell = progress or (lambda done, total, what: None)
     count = 0
     for task in tasks:
@@ -86,6 +88,14 @@ def _read(path: Path) -> dict[str, Any]:
     if lines[-1]:  # what was cut off is written anew
         path.write_text("\n".join(lines[:-1]) + "\n" if len(lines) > 1 else "", encoding="utf-8")
     return found
+
+
+def _check_writable(path: Path) -> None:
+    """Before anything is computed that could not be kept."""
+    try:
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise BadOption(f"results cannot be kept in {path}: {error.strerror}") from None
 
 
 def _key(task: Task) -> str:

@@ -64,6 +64,11 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path):
     assert file.read_text() == "my notes\nof today\n"
 
 
+def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    with pytest.raises(BadOption, match="no/such"):
+        list(sweep(lambda task: pytest.fail("asked"), TASKS, resume=tmp_path / "no/such/file"))
+
+
 def test_progress_counts_what_was_there_already(tmp_path):
     file, told = tmp_path / "done.jsonl", []
     list(sweep(square, TASKS[:4], resume=file))
