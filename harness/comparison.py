@@ -236,13 +236,13 @@ class Comparison:
         ties: Ties,
         inside: int | None = None,
     ) -> np.ndarray:
-        paths = {site: site for site in evidence.expected[mode]}  # the reference's own paths
+        paths = {site: site for site in evidence.noise[mode]}  # the reference's own paths
         allowed = self.limits.row(mode, self.dtype, probe.kind).limit
 
         def observe(site: Site, actual: np.ndarray) -> None:
+            ties.see(site, actual)
             if site not in paths:
                 return
-            ties.see(site, actual)
             expected = evidence.expected[mode][site]
             noise = effective_noise(evidence.noise[mode][site], self.dtype)
             note = token = None

@@ -237,7 +237,8 @@ class Oracle:
 class Errors:
     """An observer that writes the relative error of what it is shown into the evidence's noise.
 
-    Tokens whose experts are not the oracle's, within noise, are left out (`ties.Ties`).
+    Tokens whose experts are not the oracle's, within noise, are left out (`ties.Ties`); a site
+    where none is left has no noise.
     """
 
     def __init__(self, evidence: Evidence, mode: str, dtype: str) -> None:
@@ -250,7 +251,8 @@ class Errors:
             return
         self.ties.see(site, actual)
         keep = self.ties.kept(site)
-        self._evidence.noise[self._mode][site] = relative_error(actual[keep], expected[keep])
+        if len(expected[keep]):
+            self._evidence.noise[self._mode][site] = relative_error(actual[keep], expected[keep])
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:

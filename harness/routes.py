@@ -24,7 +24,6 @@ from .types import (
     Divergence,
 )
 
-MOST_TIES = 0.5  # share of tokens; chance does not turn more of them
 ROUTE = "route"  # the measure's name in the table of limits
 
 
@@ -34,10 +33,11 @@ def measured(comparison: Comparison, seen: Observation, actual: np.ndarray) -> M
     noise = effective_noise(relative_error(seen.twin[same], seen.oracle[same]), comparison.dtype)
     kept = np.ones(len(same), bool)
     if seen.close is not None and actual.shape == seen.oracle.shape:
-        # Another route may take other experts where the choice is within noise.
-        off = position_rms(actual, seen.oracle) > limit * noise * rms(seen.oracle)
-        if (off & seen.close).mean() <= MOST_TIES:
-            kept = ~(off & seen.close)
+        # Another route may take other experts where the choice is within noise; all tokens after
+        # such a one attend to it.
+        off = np.flatnonzero(position_rms(actual, seen.oracle) > limit * noise * rms(seen.oracle))
+        if off.size and seen.close[off[0]]:
+            kept[off[0] :] = False
     if kept.all():
         error = relative_error(actual, seen.oracle)
         token = first_bad_token(actual, seen.oracle, noise, limit)

@@ -3,7 +3,8 @@
 A token that goes to other experts is another computation, whose difference says nothing about
 rounding. So tokens whose experts are not the oracle's are left out of a site's error, provided that
 the oracle's own margin between the experts chosen and the next best is within noise; where it is
-not, the token stays, and shows the defect.
+not, the token stays, and shows the defect. In later blocks all tokens after such a one attend to
+it, so that they are left out as well where errors travel.
 """
 
 from __future__ import annotations
@@ -33,16 +34,14 @@ class Ties:
         self._tied[site.block] = other & self._close(site.block, expected.astype(int))
 
     def tied(self, site: Site) -> np.ndarray | None:
-        """(T,) true for rows that do not count at a site; None where there are none.
-
-        A flip is its own block's, and of all later sites when errors travel.
-        """
-        if site.kind in ("router", "experts", "embedding"):
-            return None
-        if self._mode == ISOLATED:
-            return self._tied.get(-1 if site.block is None else site.block)
-        until = [t for k, t in self._tied.items() if site.block is None or k <= site.block]
-        return np.logical_or.reduce(until) if until else None
+        """(T,) true for rows that do not count at a site; None where there are none."""
+        found = []
+        if site.kind in ("block", "module") and site.block in self._tied:
+            found.append(self._tied[site.block])
+        if self._mode != ISOLATED and site.kind != "embedding":
+            earlier = (t for k, t in self._tied.items() if site.block is None or k < site.block)
+            found += [np.logical_or.accumulate(tied) for tied in earlier]
+        return np.logical_or.reduce(found) if found else None
 
     def kept(self, site: Site) -> np.ndarray | slice:
         """What selects the rows that count."""

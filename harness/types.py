@@ -59,7 +59,8 @@ class Evidence:
 
     `expected[mode][site]` is the oracle's array (T, features), float64. `feed[site]` is what
     replaces the value at a site in isolated mode, exactly representable in the dtype.
-    `noise[mode][site]` is the reference's own relative error there. `twin` holds the reference's
+    `noise[mode][site]` is the reference's own relative error there; a site that lacks it cannot be
+    judged. `twin` holds the reference's
     own logits (T, V), propagated; `tied` (T,) the tokens it sent to other experts than the oracle,
     within noise.
     """

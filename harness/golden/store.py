@@ -62,6 +62,7 @@ class GoldenReference:
             Probe(p["name"], p["kind"], p["reason"], tuple(p["tokens"]), p["prompt"]): (
                 i,
                 p["noise"],
+                p.get("tied"),
             )
             for i, p in enumerate(self._record["probes"])
         }
@@ -74,7 +75,7 @@ class GoldenReference:
         """The oracle's arrays, with the noise of the recorded reference."""
         if probe not in self._probes:
             raise BadGolden(f"probe {probe.name!r} is not in the golden {self.entry['file']}")
-        index, noise = self._probes[probe]
+        index, noise, tied = self._probes[probe]
         expected = {
             mode: {site: self._arrays[f"{index}.{mode}.{k}"] for k, site in enumerate(self._sites)}
             for mode in noise
@@ -84,9 +85,13 @@ class GoldenReference:
             for site, array in expected[PROPAGATED].items()
             if site.kind in ("embedding", "block")
         }
-        by_site = {m: dict(zip(self._sites, noise[m], strict=True)) for m in noise}
+        by_site = {
+            m: {s: n for s, n in zip(self._sites, noise[m], strict=True) if n is not None}
+            for m in noise
+        }
         twin = self._arrays[f"{index}.reference.{self._sites.index(LOGITS)}"]
-        return Evidence(expected, feed, by_site, twin)
+        rows = None if tied is None else np.array(tied, bool)
+        return Evidence(expected, feed, by_site, twin, rows)
 
     def more(self, kind: str, i: int) -> None:
         return None
@@ -143,8 +148,10 @@ def record(
             for mode in (PROPAGATED, ISOLATED):
                 arrays[f"{index}.{mode}.{k}"] = np.ascontiguousarray(evidence.expected[mode][site])
             arrays[f"{index}.reference.{k}"] = np.ascontiguousarray(own[site], dtype=np.float32)
-        noise = {m: [evidence.noise[m][s] for s in sites] for m in (PROPAGATED, ISOLATED)}
+        noise = {m: [evidence.noise[m].get(s) for s in sites] for m in (PROPAGATED, ISOLATED)}
         entry = {**vars(probe), "tokens": list(probe.tokens), "noise": noise}
+        if evidence.tied is not None:
+            entry["tied"] = evidence.tied.tolist()
         if probe.prompt is not None:  # how far each greedy token was ahead of the next best
             chosen = slice(probe.prompt - 1, len(probe.tokens) - 1)
             entry["margins"] = margins(evidence.logits)[chosen].tolist()
