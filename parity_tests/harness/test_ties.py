@@ -14,7 +14,7 @@ CHOSEN = np.tile([0, 1], (TOKENS, 1))
 
 
 def evidence(*near):
-    """Two blocks; the choice between experts 1 and 2 is within noise at tokens `near` of block 0."""
+    """Two blocks; at tokens `near` of block 0 expert 2 is as good as expert 1, within noise."""
     close = FAR.copy()
     close[list(near), 2] = 2.0 - 1e-7
     sites = {
