@@ -1,10 +1,11 @@
 """How small an error is detected? `python benchmarks/sensitivity.py [OUT.svg]`.
 
-One constant of block 1 of every random model is made larger by ever less, at float32: the scale of
-attention, the base of the rotary embedding, the epsilon of the norm before attention, and one
-weight, that of median size in attention's output projection. Detected means that blocks or logits
-fail. Prints the smallest relative error detected per family (the worst of its variants), and draws
-for every constant the share of models in which an error of a size is detected. Nothing is timed.
+One constant of block 1 of every random model is made larger by ever less: the scale of attention,
+the base of the rotary embedding, the epsilon of the norm before attention, and one weight, that of
+median size in attention's output projection. Detected means that blocks or logits fail. Prints the
+smallest relative error detected per family (the worst of its variants) at float32 and, judged by
+its own noise alone, at bfloat16; draws for every constant the share of models in which an error of
+a size is detected. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from harness.reference import Remembered
 from harness.types import FAIL, Verdict
 
 BLOCK = 1
+DTYPES = ("float32", "bfloat16")
 STEPS = [10 ** (k / 4) for k in range(-28, 5)]  # relative errors, four a decade, 1e-7 to 10
 
 
@@ -74,14 +76,19 @@ CONSTANTS = {
 }
 
 
+Found = dict[str, dict[str, float | None]]  # model -> constant -> smallest error detected
+
+
 def main() -> None:
-    found: dict[str, dict[str, float | None]] = {}
+    found: dict[str, Found] = {dtype: {} for dtype in DTYPES}
     for family, variant in variants():
         with tempfile.TemporaryDirectory() as folder:
             files = find_model(write_model(Path(folder), config_of(family, variant)))
-            found[f"{family}/{variant}"] = of_model(Request(files, "float32"))
-        print(family, variant, found[f"{family}/{variant}"], file=sys.stderr)
-    print(as_markdown(found))
+            for dtype, models in found.items():
+                models[f"{family}/{variant}"] = of_model(Request(files, dtype))
+        print(f"{family}/{variant}", file=sys.stderr)
+    for dtype, models in found.items():
+        print(f"{dtype}\n\n{as_markdown(models)}\n")
     if len(sys.argv) > 1:
         draw(found, Path(sys.argv[1]))
 
@@ -101,7 +108,7 @@ def detected(request: Request, reference: Any, inject: Callable[[Patient], None]
     inject(Patient(candidate, request.files.config))
     limits = find_limits(environment.device_class(candidate.device))
     comparison = Comparison(request.files, reference, candidate, reference.probes, limits)
-    verdict = Verdict("", "engine", "torch", "float32", candidate.device)
+    verdict = Verdict("", "engine", "torch", request.dtype, candidate.device)
     ask(comparison, chosen(["blocks", "logits"]), verdict)
     return verdict.verdict == FAIL
 
@@ -123,44 +130,48 @@ def smallest(fails: Callable[[float], bool]) -> float | None:
     return STEPS[high]
 
 
-def as_markdown(found: dict[str, dict[str, float | None]]) -> str:
+def as_markdown(found: Found) -> str:
     """A row per family: the largest of its variants' smallest errors."""
     rows = [f"| family | {' | '.join(CONSTANTS)} |", "|---" * (len(CONSTANTS) + 1) + "|"]
     for family in dict.fromkeys(model.partition("/")[0] for model in found):
         cells = []
         for name in CONSTANTS:
             mine = [v[name] for m, v in found.items() if m.partition("/")[0] == family]
-            known = [size for size in mine if size is not None]
-            cells.append(f"{max(known):.1e}" if known else "-")
+            worst = max((size for size in mine if size is not None), default=None)
+            cells.append(
+                "-" if worst is None else f"{worst:.1e}" if worst <= STEPS[-1] else "not up to 10"
+            )
         rows.append(f"| {family} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def draw(found: dict[str, dict[str, float | None]], path: Path) -> None:
+def draw(found: dict[str, Found], path: Path) -> None:
     """For every constant, the share of models in which an error of a size is detected."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "sensitivity"  # the same figures, the same file
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    for name in CONSTANTS:
-        sizes = [v[name] for v in found.values() if v[name] is not None]
-        shares = [sum(s <= step for s in sizes) / len(sizes) for step in STEPS]
-        (line,) = axes.plot(STEPS, shares, drawstyle="steps-post", linewidth=2)
-        at = next((i for i, share in enumerate(shares) if share >= 0.5), len(STEPS) - 1)
-        axes.annotate(
-            f"{name} ({len(sizes)} models)", (STEPS[at], 0.5), color=line.get_color(),
-            xytext=(4, 0), textcoords="offset points", rotation=90, va="center", fontsize=9,
-        )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlabel("relative error of the constant in one block")
-    axes.set_ylabel("share of models in which it is detected")
-    axes.set_title("Errors detected at float32", loc="left")
-    axes.set_ylim(-0.02, 1.02)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    figure, panels = plt.subplots(
+        1, len(found), figsize=(9, 3.8), layout="constrained", sharey=True
+    )
+    for axes, (dtype, models) in zip(panels, found.items(), strict=True):
+        for name in CONSTANTS:
+            sizes = [v[name] for v in models.values() if v[name] is not None]
+            shares = [sum(s <= step for s in sizes) / len(sizes) for step in STEPS]
+            axes.plot(
+                STEPS, shares, drawstyle="steps-post", linewidth=2,
+                label=f"{name} ({len(sizes)} models)",
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_title(dtype, loc="left")
+        axes.set_xlabel("relative error of the constant")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("share of models in which it is detected")
+    panels[-1].legend(loc="upper left", frameon=False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":
