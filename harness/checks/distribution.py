@@ -59,7 +59,7 @@ def run(comparison: Comparison) -> CheckResult:
         return CheckResult(MEASURE, INCONCLUSIVE, undecided(open_ones), measures)
     reason = (
         f"KL {measures['kl']['mean']:.1e} ± {measures['kl']['standard_error']:.0e} nats; "
-        f"best token equal at {measures['top1']['mean']:.2%}; log-likelihood "
+        f"top-1 {measures['top1']['mean']:.2%}; log-likelihood "
         f"{measures['log_likelihood_change']['mean']:+.1e} ± "
         f"{measures['log_likelihood_change']['standard_error']:.0e}"
     )

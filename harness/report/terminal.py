@@ -158,8 +158,8 @@ def _limits(calibration: dict) -> str:
         return f"\nlimits: uncalibrated for {device} ({why}); harness calibrate measures them"
     confidence = calibration["confidence"]
     return (
-        f"\nlimits: calibrated for {device}; each bounds {share:.0%} of harmless runs at "
-        f"{confidence:.0%} confidence ({runs} runs or more)"
+        f"\nlimits: calibrated for {device}, each above {share:.0%} of harmless runs at "
+        f"{confidence:.0%} confidence ({runs} or more)"
     )
 
 
