@@ -101,7 +101,7 @@ TINY = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": 3e-5,
     "rope_theta": 5000.0,
     "tie_word_embeddings": False,
     "bos_token_id": 1,
