@@ -59,6 +59,8 @@ def test_wheel_holds_packages_and_golden_data(wheel):
     for package in ("engine", "harness"):
         source = {p.relative_to(ROOT).as_posix() for p in (ROOT / package).rglob("*.py")}
         assert source <= names
+        tables = (ROOT / package / "tables").glob("*.json")
+        assert {p.relative_to(ROOT).as_posix() for p in tables} <= names
         assert f"{package}/py.typed" in names
     data = f"mlx_parity-{PROJECT['version']}.data/data/share/mlx-parity/golden/"
     manifest = json.loads(wheel.read(f"{data}MANIFEST.json"))
