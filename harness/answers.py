@@ -25,6 +25,7 @@ from .types import (
 )
 
 MODES = (ISOLATED, PROPAGATED)
+MARGINAL = 0.1
 _ORDER = {"embedding": 0, "block": 1, "norm": 2, "logits": 3}
 
 
@@ -87,6 +88,18 @@ def first(failed: Sequence[SiteDiff]) -> SiteDiff:
     return max((d for d in failed if place(d) == where), key=lambda d: d.ratio)
 
 
+def culprit(modules: Sequence[SiteDiff]) -> SiteDiff | None:
+    """The first module of a block that is off, given all of them in the order they run.
+
+    Each was fed what is right, so that one that is off is wrong by itself. Those less than
+    MARGINAL of the worst one beyond their limit are passed over: other rounding than calibration
+    has seen.
+    """
+    off = [(d, d.ratio / d.limit) for d in modules if d.verdict == FAIL]
+    worst = max((by for _, by in off), default=0.0)
+    return next((d for d, by in off if not by < MARGINAL * worst), None)
+
+
 def describe(comparison: Comparison, check: str, diff: SiteDiff) -> Divergence:
     """Say where a failing site stands, and which module inside its block is off first."""
     site = diff.site
@@ -103,10 +116,9 @@ def describe(comparison: Comparison, check: str, diff: SiteDiff) -> Divergence:
     at = site
     if site.block is not None and diff.mode == ISOLATED and not diff.note:
         probe = next(p for p in comparison.probes if p.name == diff.probe)
-        inner = comparison.modules(probe, site.block)
-        culprit = next((d for d in inner if d.verdict == FAIL), None)
-        if culprit is not None:
-            at = culprit.site
+        module = culprit(comparison.modules(probe, site.block))
+        if module is not None:
+            at = module.site
             message += f"; the first module off is {_named(at)}"
     code = comparison.candidate.locate(at)
     return Divergence(

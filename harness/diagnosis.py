@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
 
+from .answers import culprit
 from .types import FAIL, ISOLATED, PROPAGATED, CheckResult, SiteDiff, Verdict
 
 
@@ -52,7 +53,9 @@ class Facts:
     @cached_property
     def module(self) -> str | None:
         """The first module off inside the first block that is."""
-        return next((d.site.part for d in self.inner if d.verdict == FAIL), None)
+        block = min(self.dirty, default=None)
+        found = culprit([d for d in self.inner if d.site.block == block])
+        return found.site.part if found else None
 
     @cached_property
     def late(self) -> int | None:

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from engine.errors import EngineError
 
-from .answers import first
+from .answers import culprit, first
 from .backends._mlx import Gathered
 from .comparison import MODULE, Comparison
 from .errors import BadOption
@@ -130,8 +130,8 @@ def _inside(comparison: Comparison, probe: Probe, site: Site) -> Site:
     """The first module off inside a block, or the block."""
     if site.block is None:
         return site
-    off = [d for d in comparison.modules(probe, site.block) if d.verdict == FAIL]
-    return off[0].site if off else site
+    module = culprit(comparison.modules(probe, site.block))
+    return module.site if module else site
 
 
 def _shorter(

@@ -1,4 +1,4 @@
-"""From the pattern of what failed to a sentence: one made-up verdict per row of METHOD.md's table."""
+"""From the pattern of what failed to a sentence: one made-up verdict per row of METHOD.md."""
 
 from __future__ import annotations
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from engine.files import find_model
+from harness.answers import culprit
 from harness.backends import Request, load_backend
 from harness.metrics import relative_error
 from harness.random_models import variants
-from harness.types import CONTEXT, KEY, QUERY, Site
+from harness.types import CONTEXT, ISOLATED, KEY, QUERY, Site, SiteDiff
 
 TOKENS = [5, 77, 12, 9, 100, 3, 55, 21, 8, 64, 31]
 NAMES = ("torch", "engine", "mlx-lm")
@@ -89,3 +90,17 @@ def test_feeding_a_block_its_own_values_changes_nothing(random_model, family, va
     assert set(fed) == set(plain)
     assert all(np.array_equal(fed[site], plain[site]) for site in plain)
     assert np.isfinite(logits).all()
+
+
+def test_the_first_module_that_is_off_is_named_unless_another_is_far_worse():
+    def diff(part, ratio, verdict="fail"):
+        site = Site("module", 0, part, part)
+        return SiteDiff(site, ISOLATED, "p", "float32", 1e-6, 1e-7, ratio, 4.0, verdict)
+
+    fine, edge, off, later = (
+        diff("a", 1.0, "pass"), diff("b", 4.5), diff("c", 400.0), diff("d", 800.0),
+    )  # fmt: skip
+    assert culprit([fine]) is None
+    assert culprit([fine, edge]) is edge
+    assert culprit([fine, edge, off, later]) is off
+    assert culprit([diff("e", float("inf")), diff("f", float("nan"))]).site.part == "e"

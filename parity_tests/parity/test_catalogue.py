@@ -22,8 +22,10 @@ MODELS = (
     "qwen3_moe/sparse",
     "gemma2/softcaps",
     "llama/llama3",
+    "gpt2/untied",
+    "mixtral/window",
 )
-EVERY = {"engine": 1, "mlx-lm": 3}  # all of them, and one in three: the rest is the full run's
+EVERY = {"engine": 1, "mlx-lm": 6}  # all of them, and one in six: the rest is the full run's
 
 
 @pytest.fixture(scope="module", params=EVERY)
