@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from harness.errors import BadOption
@@ -74,3 +80,25 @@ def test_progress_counts_what_was_there_already(tmp_path):
     list(sweep(square, TASKS[:4], resume=file))
     list(sweep(square, TASKS, resume=file, progress=lambda *given: told.append(given[:2])))
     assert told == [(4, 6), (5, 6), (6, 6)]
+
+
+def naps(task):
+    time.sleep(60)
+
+
+def test_a_sweep_that_is_killed_leaves_no_process_behind():
+    code = "from parity_tests.harness.test_sweep import *; list(sweep(naps, TASKS, jobs=2))"
+    running = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        workers = []
+        for _ in range(300):
+            workers = psutil.Process(running.pid).children()
+            if sum("spawn_main" in " ".join(w.cmdline()) for w in workers) == 2:
+                break
+            time.sleep(0.1)
+        time.sleep(2)  # until they are at work
+        os.kill(running.pid, signal.SIGKILL)
+        assert psutil.wait_procs(workers, timeout=20)[1] == []
+    finally:
+        running.kill()
+        running.wait()
