@@ -12,7 +12,7 @@ from harness.faults import all_faults
 from harness.report.scores import misses
 from harness.scoreboard import board, run_once
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.timeout(900)]  # a few minutes for all of them
 MODELS = (
     "tiny-llama",
     "tiny-gemma3",
