@@ -84,7 +84,8 @@ def _softmax(change: Callable[[mx.array], mx.array]) -> Inject:
         k, v = (mx.repeat(x, times, axis=1) for x in (k, v))
         logits = (q * scale) @ k.swapaxes(-1, -2)
         seen = seen_keys(mask, q.shape[2], k.shape[2])
-        logits = mx.where(seen, logits, mx.array(-mx.inf, logits.dtype))
+        # Finite, because a row of padding sees nothing at all.
+        logits = mx.where(seen, logits, mx.array(-1e9, logits.dtype))
         return (change(logits) @ v).astype(q.dtype)
 
     def inject(patient: Patient, block: int) -> None:
@@ -179,10 +180,8 @@ def _key_bias_without_rotary(patient: Patient, block: int) -> None:
 
 
 def _drop(patient: Patient, role: str, block: int) -> None:
-    layer = patient.part(role, block)
-    if "bias" not in layer:
-        raise NotApplicable("the projection has no bias of its own")
-    layer.bias = mx.zeros_like(layer.bias)
+    bias = patient.weight(role, block, "bias")
+    patient.set_weight(role, block, mx.zeros_like(bias), "bias")
 
 
 def _powers_of_two(attend: Call, q: Any, k: Any, v: Any, scale: float, mask: Any) -> mx.array:

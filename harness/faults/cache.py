@@ -162,6 +162,8 @@ def _offset_stuck(patient: Patient, block: int) -> None:
             update.__self__.offset = offset
         return found
 
+    if not patient.is_engine and any(b.attention.window for b in patient.spec.blocks):
+        raise NotApplicable("mlx-lm's ring keeps no offset of this kind")
     for i in range(len(patient.blocks)):
         patient.caching(i, wrap)
 
