@@ -1,9 +1,12 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and JSON that a diff can be read of."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -14,3 +17,9 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def json_with_rows(head: Mapping[str, Any], key: str, rows: Sequence[Any]) -> bytes:
+    """A JSON object of what `head` holds and, under `key`, a long list with a line for each row."""
+    lines = ",\n  ".join(map(json.dumps, rows))
+    return f'{json.dumps(head, indent=1)[:-2]},\n "{key}": [\n  {lines}\n ]\n}}\n'.encode()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadOption
-from .files import write_whole
+from .files import json_with_rows, write_whole
 
 SCHEMA = "harness.limits/1"
 FALLBACK = "cpu-x86_64"  # the class whose table stands in where there is none
@@ -136,11 +136,9 @@ def read_limits(path: Path) -> Limits:
 def write_limits(path: Path, limits: Limits, provenance: Mapping[str, Any]) -> None:
     """Write a table whole or not at all, a row a line."""
     rows = [
-        json.dumps(
-            {"measure": m, "dtype": d, "kind": k}
-            | {"limit": round(row.limit, 3), "benign": round(row.benign, 3)}
-            | {"scatter": round(row.scatter, 4), "runs": row.runs}
-        )
+        {"measure": m, "dtype": d, "kind": k}
+        | {"limit": round(row.limit, 3), "benign": round(row.benign, 3)}
+        | {"scatter": round(row.scatter, 4), "runs": row.runs}
         for (m, d, k), row in sorted(limits.rows.items())
     ]
     head = {
@@ -149,9 +147,8 @@ def write_limits(path: Path, limits: Limits, provenance: Mapping[str, Any]) -> N
         **provenance,
         "low": {dtype: round(value, 3) for dtype, value in sorted(limits.low.items())},
     }
-    text = json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())
+    write_whole(path, json_with_rows(head, "rows", rows))
 
 
 def _positive(value: Any) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from .. import environment
 from ..errors import BadOption
-from ..files import write_whole
+from ..files import json_with_rows, write_whole
 from ..metrics import FLOOR
 from ..scoreboard import board, by_kind
 from ..types import FAIL
@@ -25,10 +24,9 @@ def write(scores: Sequence[Mapping[str, Any]], path: Path) -> None:
         "environment": environment.describe(),
         "total": asdict(board(scores)),
         "kinds": {kind: asdict(b) for kind, b in by_kind(scores).items()},
-        "scores": list(scores),
     }
     try:
-        write_whole(path, (json.dumps(document, indent=1) + "\n").encode())
+        write_whole(path, json_with_rows(document, "scores", scores))
     except OSError as error:
         raise BadOption(f"--json {path}: {error.strerror}") from None
 
