@@ -83,11 +83,14 @@ def plan(
 def run_once(
     models: Sequence[str], candidate: str, faults: Collection[str]
 ) -> Iterator[dict[str, Any]]:
-    """Every fault once, on the first of some models that has a place for it; clean runs too."""
+    """Every fault once, on the first of some models that has a place for it; clean runs too.
+
+    To be quick there is one prompt of a kind.
+    """
     left = set(faults)
     for model in models:
         task = {"model": model, "seed": 0, "candidate": candidate, "dtype": "float32"}
-        scores = run_model({**task, "faults": sorted(left)})
+        scores = run_model({**task, "faults": sorted(left), "prompts": 1})
         left -= {score["fault"] for score in scores}
         yield from scores
 
@@ -96,7 +99,7 @@ def run_model(task: Task) -> list[dict[str, Any]]:
     """Plant every fault that a model has a place for, one by one; a clean run comes first.
 
     A task names a model (FAMILY/VARIANT, made at random from its seed, or what `--model` takes),
-    candidate, dtype, and faults (names, or None for all).
+    candidate, dtype, and faults (names, or None for all); `prompts` of a kind where not PROMPTS.
     """
     wanted = all_faults()
     if task["faults"] is not None:
@@ -116,7 +119,8 @@ def _scores(task: Task, wanted: Mapping[str, Fault], files: ModelFiles) -> Itera
     from .reference import Remembered
 
     request = Request(files, task["dtype"])
-    reference = Remembered(load_reference("torch", request))
+    prompts = task.get("prompts", PROMPTS)
+    reference = Remembered(load_reference("torch", request, prompts))
     probes = _probes(reference, task["seed"])
     try:
         candidate = load_backend(task["candidate"], request)
