@@ -1,7 +1,8 @@
 """The catalogue of faults, each planted once: found, placed, and equivalents left in peace.
 
 `harness faults run` does it on every model; here each fault has the first model that has a place
-for it, and one prompt of a kind has to do. Clean runs are the controls: a harness that always fails would fail here.
+for it, and one prompt of a kind has to do. Clean runs are the controls: a harness that always
+fails would fail here.
 """
 
 from __future__ import annotations
