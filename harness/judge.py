@@ -14,7 +14,7 @@ from engine.errors import BackendUnavailable
 from engine.files import ModelFiles, find_model
 
 from . import environment
-from .backends import Backend, Request, load_backend
+from .backends import Backend, Request, load_backend, only_dtype
 from .checks import chosen
 from .checks import environment as environment_check
 from .comparison import Comparison
@@ -24,7 +24,7 @@ from .limits import find_limits
 from .metrics import FLOOR
 from .probes import read_prompts
 from .reference import PROMPTS, LiveReference, Oracle, Reference, Truth, has_tokenizer
-from .types import ERROR, Probe, Verdict
+from .types import ERROR, SKIP, CheckResult, Probe, Verdict
 
 DEPTHS = ("block", "module")
 ALLOWABLE = ("remote-code", "pickle")
@@ -73,8 +73,8 @@ def compare(
     verdict = into if into is not None else Verdict("", "", "", "", "")
     verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
     verdict.dtype = dtype
-
-    for rung in dict.fromkeys(("float32", dtype)):
+    for rung in _rungs(candidate, reference, Request(files, dtype, device)):
+        verdict.dtype = rung
         request = Request(files, rung, device, allow=allow)
         comparison = _load(request, candidate, reference, progress, verdict.seconds)
         comparison.probes += _prompts(prompts, comparison.reference, files)
@@ -131,9 +131,13 @@ def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Ve
     if not verdict.environment:
         verdict.environment = environment.describe()
     for name, check in {"environment": environment_check, **questions}.items():
+        if not getattr(check, "applies", lambda comparison: True)(comparison):
+            continue
         begin = time.perf_counter()
         comparison.tell(0, None, f"{name}, {rung}")
-        result = replace(check.run(comparison), dtype=rung)
+        reason = comparison.candidate.limits.get(name)
+        result = CheckResult(name, SKIP, reason) if reason else check.run(comparison)
+        result = replace(result, dtype=rung)
         _add(verdict.seconds, name, time.perf_counter() - begin)
         if name in questions or result.verdict == ERROR:
             verdict.checks.append(result)
@@ -143,6 +147,18 @@ def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Ve
     verdict.sites += [*diffs, *comparison.inner]
     verdict.decisions += [*decisions, *comparison.decisions]
     verdict.diagnosis = diagnose(verdict)
+
+
+def _rungs(
+    candidate: str | Callable[..., Any], reference: str, request: Request
+) -> tuple[str, ...]:
+    """The dtypes to ask at: float32 and the one wanted, or the only one that a side is there at."""
+    sides = [side for side in (candidate, reference) if isinstance(side, str)]
+    fixed = {side: dtype for side in sides if (dtype := only_dtype(side, request))}
+    if len(set(fixed.values())) > 1:
+        told = " and ".join(f"{side} is at {dtype}" for side, dtype in fixed.items())
+        raise BadOption(f"{told}: both sides must be at one dtype")
+    return tuple(set(fixed.values()) or dict.fromkeys(("float32", request.dtype)))
 
 
 def load_reference(name: str, request: Request, prompts: int = PROMPTS) -> Reference:

@@ -1,7 +1,9 @@
 """Sides of a comparison: one file per backend, found by scanning this folder.
 
-A file has `load(request: Request) -> Backend`. Its module name is the backend's name on the
-command line, with `_` for `-`; what follows a colon (`python:module:function`) is passed on.
+A file has `load(request: Request) -> Backend`, and where what it loads is recorded or served at one
+dtype, `only_dtype(request) -> str`: that rung alone is asked for then. Its module name is the backend's name on the
+command line, with `_` for `-`; what follows a colon (`python:module:function`) is passed on. A
+plain URL is short for `server:URL`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -44,7 +47,7 @@ class Backend(Protocol):
 
     A backend that lacks a part returns None for it (`weights`, `expected_weights`, `tokens`), and
     says so in `limits`: {"sites": "no taps", ...}; the checks that need the part are skipped with
-    that reason.
+    that reason, and so is a check whose own name stands there.
     """
 
     name: str
@@ -113,14 +116,30 @@ def available() -> list[str]:
 
 def load_backend(name: str, request: Request, others: Sequence[str] = ()) -> Backend:
     """Load a side by its name; BadOption lists the names there are, and `others` with them."""
+    module, argument = _find(name, others)
+    return module.load(replace(request, argument=argument))
+
+
+def only_dtype(name: str, request: Request) -> str | None:
+    """The one dtype that a side is recorded or served at; None where it runs at any."""
+    if name.partition(":")[0] == "golden":
+        return None
+    module, argument = _find(name, ("golden",))
+    fixed = getattr(module, "only_dtype", None)
+    return fixed(replace(request, argument=argument)) if fixed else None
+
+
+def _find(name: str, others: Sequence[str]) -> tuple[ModuleType, str]:
+    """The module of a backend, and what follows the colon of its name."""
+    if name.startswith(("http://", "https://")):
+        name = f"server:{name}"
     head, _, argument = name.partition(":")
     if head not in available():
         known = sorted([*available(), *others])
         near = difflib.get_close_matches(head, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadOption(f"backend {name!r}: {hint}there are {', '.join(known)}")
-    module = importlib.import_module(f"{__name__}.{head.replace('-', '_')}")
-    return module.load(replace(request, argument=argument))
+    return importlib.import_module(f"{__name__}.{head.replace('-', '_')}"), argument
 
 
 def rows(array: np.ndarray, length: int) -> np.ndarray:

@@ -18,8 +18,6 @@ def run(comparison: Comparison) -> CheckResult:
     The last tokens are fed one by one, as they are when a batch is decoded.
     """
     name = "batch"
-    if reason := comparison.candidate.limits.get(name):
-        return CheckResult(name, SKIP, reason)
     # Past it a rotary base grows with the longest row, so that rows depend on their company.
     room = decodable_length(comparison.files.config)
     probes = rows_of([p for p in comparison.probes if room is None or len(p.tokens) <= room])
