@@ -39,11 +39,13 @@ def _options() -> None:
 def compare(
     model: ModelOption,
     candidate: Annotated[
-        str, typer.Option(help="engine, mlx-lm or python:MODULE:FUNCTION.")
+        str, typer.Option(help="engine, mlx-lm, python:MODULE:FUNCTION, trace:FILE or a URL.")
     ] = "engine",
     reference: Annotated[
         str | None,
-        typer.Option(help="torch, mlx-lm, engine or golden; default torch if installed."),
+        typer.Option(
+            help="torch, mlx-lm, engine, golden or trace:FILE; default torch if installed."
+        ),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="float32; bfloat16 or float16 add their rung to it.")
@@ -111,6 +113,41 @@ def compare(
 
 
 @app.command()
+def trace(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    candidate: Annotated[
+        str, typer.Option(help="What to run: engine, mlx-lm, torch or python:MODULE:FUNCTION.")
+    ] = "engine",
+    probes: Annotated[
+        bool, typer.Option("--probes", help="Write the probes for other programs instead.")
+    ] = False,
+    on: Annotated[
+        Path | None, typer.Option(help="Run the probes of this file; default those of compare.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Whose probes to write: torch, mlx-lm, engine or golden."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or gpu, for MLX.")] = None,
+    revision: Revision = None,
+) -> None:
+    """Write what a side computes as a trace file, or with --probes what a foreign program runs."""
+    from .tracing import write_probes, write_trace
+
+    with _progress() as progress:
+        if probes:
+            path = write_probes(model, out, reference, dtype, revision=revision, progress=progress)
+        else:
+            path = write_trace(
+                model, candidate, out, dtype,
+                on=on, device=device, revision=revision, progress=progress,
+            )  # fmt: skip
+    print(path)
+
+
+@app.command()
 def repro(
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="Folder to write; must not hold anything yet.")],
@@ -162,6 +199,10 @@ def record(
     model: ModelOption,
     reference: Annotated[str, typer.Option(help="torch, mlx-lm or engine.")] = "torch",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    columns: Annotated[
+        int | None,
+        typer.Option(help="Of sketches; 0 for whole arrays; default by the size of the model."),
+    ] = None,
     folder: GoldenFolder = Path("golden"),
     revision: Revision = None,
 ) -> None:
@@ -169,7 +210,9 @@ def record(
     from .golden.store import record as write
 
     with _progress() as progress:
-        path = write(model, reference, dtype, folder, revision=revision, progress=progress)
+        path = write(
+            model, reference, dtype, folder, columns=columns, revision=revision, progress=progress
+        )
     print(path)
 
 

@@ -18,6 +18,7 @@ from .limits import Limits
 from .metrics import first_bad_token, relative_error
 from .policy import decide, effective_noise
 from .reference import Reference
+from .scores import Scores
 from .ties import Ties
 from .types import (
     FAIL,
@@ -57,16 +58,42 @@ class Measure:
 
 @dataclass
 class Observation:
-    """What both sides did on one probe: a measure per site and mode, and three logits (T, V)."""
+    """What both sides did on one probe: a measure per site and mode, and the logits.
+
+    `oracle` and `twin` (T, V) may be a golden's sketch of them; `view` brings any logits (T, V)
+    into their form.
+    """
 
     probe: Probe
     measures: list[Measure]
-    oracle: np.ndarray  # float64
-    twin: np.ndarray
-    actual: np.ndarray
-    has_oracle: bool
+    evidence: Evidence
+    actual: np.ndarray  # (T, V), as the candidate gave them
     tied: np.ndarray | None = None  # (T,) either side sent them to other experts, within noise
     close: np.ndarray | None = None  # (T,) experts were chosen within noise of other ones
+
+    @property
+    def oracle(self) -> np.ndarray:
+        return self.evidence.logits
+
+    @property
+    def twin(self) -> np.ndarray:
+        return self.evidence.twin
+
+    @property
+    def has_oracle(self) -> bool:
+        return self.evidence.has_oracle
+
+    @property
+    def fits(self) -> bool:
+        """Whether the candidate's logits have the reference's shape."""
+        return self.actual.shape == self.evidence.shape(LOGITS)
+
+    @property
+    def scores(self) -> Scores:
+        return self.evidence.scores
+
+    def view(self, logits: np.ndarray) -> np.ndarray:
+        return self.evidence.view(LOGITS, logits)
 
     @property
     def same_experts(self) -> np.ndarray:
@@ -211,7 +238,7 @@ class Comparison:
 
         feed = self.reference.evidence(probe).feed
         self.candidate.forward(probe.tokens, observe, feed=feed, inside=block)
-        return self.reference.inside(probe, block, shapes)
+        return self.reference.inside(probe, block, shapes) if shapes else None
 
     def _observe(self, probe: Probe) -> Observation:
         evidence = self.reference.evidence(probe)
@@ -222,10 +249,8 @@ class Comparison:
             isolated = Ties(evidence, ISOLATED, self.dtype)
             self._run(probe, evidence, ISOLATED, measures.append, isolated)
         judged = [m for m in measures if m.site.kind in JUDGED_KINDS]
-        return Observation(
-            probe, judged, evidence.logits, evidence.twin, logits, evidence.has_oracle,
-            _either(evidence.tied, ties.tied(LOGITS)), ties.close(),
-        )  # fmt: skip
+        tied = _either(evidence.tied, ties.tied(LOGITS))
+        return Observation(probe, judged, evidence, logits, tied, ties.close())
 
     def _run(
         self,
@@ -246,10 +271,11 @@ class Comparison:
             expected = evidence.expected[mode][site]
             noise = effective_noise(evidence.noise[mode][site], self.dtype)
             note = token = None
-            if actual.shape != expected.shape:
-                note = f"shape {actual.shape}, the reference has {expected.shape}"
+            if actual.shape != (shape := evidence.shape(site, mode)):
+                note = f"shape {actual.shape}, the reference has {shape}"
                 error = float("inf")
             else:
+                actual = evidence.view(site, actual)
                 kept = ties.kept(site)
                 error = relative_error(actual[kept], expected[kept])
                 if not error / noise <= allowed:

@@ -51,8 +51,10 @@ def mlx_device() -> dict[str, Any]:
 def device_class(device: str) -> str:
     """What limits are measured for: "cpu-x86_64", "metal-apple-m3-max", "cuda-nvidia-h200".
 
-    `device` is a backend's: cpu, host, metal or cuda.
+    `device` is a backend's: cpu, host, metal or cuda, or a class already, as a trace may name it.
     """
+    if "-" in device:
+        return device
     if device in ("metal", "cuda"):
         name = str(mlx_device()["name"]).lower()
         return f"{device}-" + "-".join(re.findall(r"[a-z0-9]+", name))

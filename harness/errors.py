@@ -13,6 +13,10 @@ class BadGolden(EngineError):
     """A golden file is missing, truncated, altered, or belongs to another model."""
 
 
+class BadTrace(EngineError):
+    """A trace file, or a file of probes, is truncated, of another schema, or does not fit."""
+
+
 class BadCandidate(EngineError):
     """The callable behind `python:MODULE:FUNCTION` cannot be used."""
 

@@ -19,7 +19,7 @@ from .checks import chosen
 from .checks import environment as environment_check
 from .comparison import Comparison
 from .diagnosis import diagnose
-from .errors import BadOption
+from .errors import BadOption, BadTrace
 from .limits import find_limits
 from .metrics import FLOOR
 from .probes import read_prompts
@@ -120,7 +120,24 @@ def _load(
     _add(seconds, f"load candidate {rung}", loaded - begin)
     _add(seconds, f"load reference {rung}", time.perf_counter() - loaded)
     limits = find_limits(environment.device_class(actual.device))
-    return Comparison(request.files, expected, actual, expected.probes, limits, progress)
+    return Comparison(request.files, expected, actual, _probes(expected, actual), limits, progress)
+
+
+def _probes(reference: Reference, candidate: Backend) -> list[Probe]:
+    """The reference's probes, or those that the candidate has on record."""
+    recorded = getattr(candidate, "probes", None)
+    if recorded is None:
+        return reference.probes
+    if not reference.recorded:
+        return list(recorded)
+    known = {probe.tokens for probe in recorded}
+    common = [probe for probe in reference.probes if probe.tokens in known]
+    if not common:
+        raise BadTrace(
+            f"{candidate.name} holds none of the probes that {reference.name} holds: export those "
+            "with harness trace --probes, and run them"
+        )
+    return common
 
 
 def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Verdict) -> None:
@@ -203,9 +220,9 @@ def _prompts(path: str | Path | None, reference: Reference, files: ModelFiles) -
     """The user's own probes; texts go through the reference's tokenizer."""
     if path is None:
         return []
-    if not isinstance(reference, LiveReference):
+    if reference.recorded or not isinstance(reference, LiveReference):
         raise BadOption(
-            f"--prompts {path}: a golden knows its own probes only; use --reference torch"
+            f"--prompts {path}: a recording knows its own probes only; use --reference torch"
         )
     encode = reference.encode if has_tokenizer(files) else None
     return read_prompts(Path(path), encode, reference.rows)

@@ -73,9 +73,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return z / z.sum(axis=1, keepdims=True)
 
 
-def log_likelihood(logits: np.ndarray, tokens: Sequence[int]) -> float:
-    """Mean log-probability, in nats, of every token after the first, given those before it."""
+def log_likelihood(logits: np.ndarray, following: Sequence[int]) -> float:
+    """Mean log-probability, in nats, of the T - 1 tokens that follow each but the last position.
+
+    `following` are their columns in the logits (T, V).
+    """
     z = logits[:-1].astype(np.float64)
     z = z - z.max(axis=1, keepdims=True)
-    chosen = z[np.arange(len(z)), list(tokens[1:])]
+    chosen = z[np.arange(len(z)), list(following)]
     return float(np.mean(chosen - np.log(np.exp(z).sum(axis=1))))

@@ -7,7 +7,7 @@ arrays stand in, and the verdict is at best inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,8 +19,10 @@ from engine.tokenizer import check_fits
 from engine.weights import read_weights
 
 from .backends import Backend
+from .errors import BadTrace
 from .metrics import relative_error
 from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of
+from .seeded import block_input, exponent_for
 from .ties import Ties
 from .types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
 
@@ -33,6 +35,7 @@ class Reference(Protocol):
 
     name: str
     dtype: str
+    recorded: bool  # whether it knows its own probes only
 
     @property
     def probes(self) -> list[Probe]: ...
@@ -73,6 +76,7 @@ class LiveReference:
         """`prompts` is how many probes of each kind there are to begin with."""
         self.name, self.dtype = twin.name, twin.dtype
         self._files, self._twin, self._truth, self._prompts = files, twin, truth, prompts
+        self.recorded = hasattr(twin, "probes")
 
     @cached_property
     def _facts(self) -> TokenFacts | None:
@@ -97,11 +101,15 @@ class LiveReference:
 
     @cached_property
     def _probes(self) -> list[Probe]:
+        if self.recorded:
+            return list(self._twin.probes)  # type: ignore[attr-defined]
         probes = [kind.probe(i) for kind in self._kinds for i in range(self._prompts)]
         prompt = next(p for kind in ("text", "random") for p in probes if p.kind == kind)
         return [*probes, self.continued(prompt)]
 
     def more(self, kind: str, i: int) -> Probe | None:
+        if self.recorded:
+            return None
         return next((k.probe(i) for k in self._kinds if k.name == kind), None)
 
     @cached_property
@@ -122,6 +130,10 @@ class LiveReference:
             (*probe.tokens, *taken),
             len(probe.tokens),
         )
+
+    @property
+    def has_oracle(self) -> bool:
+        return self._truth is not None
 
     def evidence(self, probe: Probe) -> Evidence:
         return self._with_noise(probe)
@@ -170,6 +182,7 @@ class Remembered:
 
     def __init__(self, reference: Reference) -> None:
         self.name, self.dtype = reference.name, reference.dtype
+        self.recorded = reference.recorded
         self.more, self.weights, self.tokens = reference.more, reference.weights, reference.tokens
         self._reference = reference
         self._found: dict[Hashable, Evidence | None] = {}
@@ -200,7 +213,7 @@ class Remembered:
 
 
 class Oracle:
-    """The float64 model as truth."""
+    """The float64 model as truth; or any backend, taken at its word."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -208,7 +221,7 @@ class Oracle:
     def expected(
         self, probe: Probe, inside: int | None = None, shapes: Shapes | None = None
     ) -> Evidence:
-        """Run as it is, then with what enters each block rounded to the dtype.
+        """Run as it is, then with what enters each block rounded to the dtype, or seeded.
 
         With `inside` the same is done once more for what the modules of that block give, those
         in `shapes`.
@@ -216,6 +229,8 @@ class Oracle:
         propagated: dict[Site, np.ndarray] = {}
         logits = self._backend.forward(probe.tokens, propagated.__setitem__)
         feed = self._feed(propagated, ("embedding", "block"))
+        if probe.scales is not None:
+            feed = seeded_feed(feed, probe.scales)
         isolated: dict[Site, np.ndarray] = {}
         self._backend.forward(probe.tokens, isolated.__setitem__, feed=feed, inside=inside)
         if inside is not None:
@@ -250,9 +265,27 @@ class Errors:
         if expected is None:
             return
         self.ties.see(site, actual)
-        keep = self.ties.kept(site)
+        keep, actual = self.ties.kept(site), self._evidence.view(site, actual)
         if len(expected[keep]):
             self._evidence.noise[self._mode][site] = relative_error(actual[keep], expected[keep])
+
+
+def with_scales(probe: Probe, evidence: Evidence) -> Probe:
+    """The same probe with seeded inputs of the size of what the evidence fed."""
+    return replace(probe, scales=tuple(exponent_for(array) for array in evidence.feed.values()))
+
+
+def seeded_feed(arrays: Mapping[Site, np.ndarray], scales: Sequence[int]) -> dict[Site, np.ndarray]:
+    """Seeded inputs in place of the values (T, C) at the sites in front of blocks and last norm."""
+    if {0 if s.block is None else s.block + 1 for s in arrays} != set(range(len(scales))):
+        raise BadTrace(
+            f"there are exponents for {len(scales) - 1} blocks, the model has {len(arrays) - 1}"
+        )
+    found = {}
+    for site, array in arrays.items():
+        place, (length, width) = 0 if site.block is None else site.block + 1, array.shape
+        found[site] = block_input(place, length, width, scales[place])
+    return found
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:

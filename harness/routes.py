@@ -29,6 +29,7 @@ ROUTE = "route"  # the measure's name in the table of limits
 
 def measured(comparison: Comparison, seen: Observation, actual: np.ndarray) -> Measure:
     """The error of logits (T, V) of a probe, in units of the reference's noise in one pass."""
+    actual = seen.view(actual)
     same, limit = seen.same_experts, _limit(comparison, seen)
     noise = effective_noise(relative_error(seen.twin[same], seen.oracle[same]), comparison.dtype)
     kept = np.ones(len(same), bool)

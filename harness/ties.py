@@ -27,8 +27,8 @@ class Ties:
         """Compare the chosen experts of a block, (T, k) ids in any order."""
         if site.kind != "experts" or site.block is None:
             return
-        expected = self._evidence.expected[self._mode][site]
-        if actual.shape != expected.shape:
+        expected = self._evidence.expected[self._mode].get(site)
+        if expected is None or actual.shape != expected.shape:
             return
         other = (np.sort(actual, axis=1) != np.sort(expected, axis=1)).any(axis=1)
         self._tied[site.block] = other & self._close(site.block, expected.astype(int))
@@ -55,18 +55,25 @@ class Ties:
 
     def close(self) -> np.ndarray | None:
         """(T,) true where some block's choice was within noise, whoever made it."""
-        found = [
-            self._close(site.block, expected.astype(int))
+        found = list(self.margins().values())
+        return np.logical_or.reduce(found) if found else None
+
+    def margins(self) -> dict[int, np.ndarray]:
+        """Per block with experts, (T,) true where the oracle's choice was within noise."""
+        return {
+            site.block: self._close(site.block, expected.astype(int))
             for site, expected in self._evidence.expected[self._mode].items()
             if site.kind == "experts" and site.block is not None
-        ]
-        return np.logical_or.reduce(found) if found else None
+        }
 
     def _close(self, block: int, chosen: np.ndarray) -> np.ndarray:
         """(T,): whether the oracle's margin between experts chosen and not is within noise.
 
         False where what the router shows does not explain the choice: then no margin is known.
         """
+        known = self._evidence.close.get(self._mode, {}).get(block)
+        if known is not None:
+            return known
         router = Site("router", block)
         logits = self._evidence.expected[self._mode].get(router)
         if logits is None or chosen.shape[1] >= logits.shape[1]:

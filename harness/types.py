@@ -1,12 +1,16 @@
-"""The words of a comparison as data. Nothing here computes, prints or raises."""
+"""The words of a comparison as data. Nothing here judges, prints or raises."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from .scores import Scores, scores_of
+from .sketch import Sketch
 
 PASS, FAIL, ERROR, INCONCLUSIVE, SKIP = "pass", "fail", "error", "inconclusive", "skip"
 SEVERITY = (FAIL, ERROR, INCONCLUSIVE, PASS, SKIP)  # the first one present is the verdict
@@ -43,7 +47,8 @@ class Probe:
 
     Probes of one `kind` are alike but for chance: they are the sample that statistics are taken
     over. `prompt` is how many of the tokens were given, where the rest is a reference's
-    continuation.
+    continuation. `scales` are exponents of the seeded inputs (`seeded.py`) of every block and the
+    last norm in isolated mode; without them the oracle's own values are what they are fed.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Probe:
     reason: str
     tokens: tuple[int, ...]
     prompt: int | None = None
+    scales: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -60,9 +66,12 @@ class Evidence:
     `expected[mode][site]` is the oracle's array (T, features), float64. `feed[site]` is what
     replaces the value at a site in isolated mode, exactly representable in the dtype.
     `noise[mode][site]` is the reference's own relative error there; a site that lacks it cannot be
-    judged. `twin` holds the reference's
-    own logits (T, V), propagated; `tied` (T,) the tokens it sent to other experts than the oracle,
-    within noise.
+    judged. `twin` holds the reference's own logits (T, V), propagated; `tied` (T,) the tokens it
+    sent to other experts than the oracle, within noise.
+
+    With a `sketch` arrays are projections (T, columns) of what has `widths[site]` features, logits
+    too, and `known_scores` stand for what they were. `close[mode][block]` (T,) says where the
+    oracle's choice of experts was within noise, where there is no router to tell it from.
     """
 
     expected: dict[str, dict[Site, np.ndarray]]
@@ -71,6 +80,25 @@ class Evidence:
     twin: np.ndarray
     tied: np.ndarray | None = None
     has_oracle: bool = True
+    sketch: Sketch | None = None
+    widths: Mapping[Site, int] = field(default_factory=dict)
+    known_scores: Scores | None = None
+    close: Mapping[str, Mapping[int, np.ndarray]] = field(default_factory=dict)
+
+    def view(self, site: Site, actual: np.ndarray) -> np.ndarray:
+        """(T, features) of somebody at a site, in the form that `expected` has."""
+        fits = self.widths.get(site) == actual.shape[1]
+        return self.sketch(actual) if self.sketch and fits else actual
+
+    def shape(self, site: Site, mode: str = PROPAGATED) -> tuple[int, int]:
+        """(T, features) at a site, before any projection."""
+        expected = self.expected[mode][site]
+        return len(expected), self.widths.get(site, expected.shape[1])
+
+    @cached_property
+    def scores(self) -> Scores:
+        """What the next tokens are judged by."""
+        return self.known_scores or scores_of(self.logits, self.twin)
 
     @property
     def logits(self) -> np.ndarray:

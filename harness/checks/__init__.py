@@ -2,8 +2,8 @@
 
 A file has `ORDER`, an integer that says when it is asked, and `run(comparison) -> CheckResult`.
 The module's name is the check's name. Every check reads what it needs from the comparison and
-prints nothing. Where the candidate's `limits` name a check, it is skipped with the reason they give.
-A file may have `applies(comparison) -> bool` for questions that only some candidates can be asked.
+prints nothing. Where the candidate's `limits` name a check, it is skipped with that reason. A file
+may have `applies(comparison) -> bool`, for questions that only some candidates can be asked.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..answers import undecided
 from ..comparison import Comparison, Observation
-from ..metrics import FLOOR, kl, log_likelihood, margins, position_rms
+from ..metrics import FLOOR, kl, log_likelihood
 from ..policy import TIE
 from ..types import FAIL, INCONCLUSIVE, LOGITS, PASS, SKIP, CheckResult, Divergence
 
@@ -24,7 +24,7 @@ def run(comparison: Comparison) -> CheckResult:
     The root of the divergence grows as the error does, so its ratio is judged like any other. A
     best token may differ where the oracle's margin is within noise. Log-likelihood is reported.
     """
-    seen = [o for o in comparison.observations() if o.actual.shape == o.oracle.shape]
+    seen = [o for o in comparison.observations() if o.fits]
     if not seen or not all(np.isfinite(o.actual).all() for o in seen):
         return CheckResult(MEASURE, SKIP, "the logits are not finite, or of another shape")
     ratios: dict[str, list[float]] = defaultdict(list)
@@ -51,7 +51,7 @@ def run(comparison: Comparison) -> CheckResult:
         o, t = flips[0]
         message = (
             f"on probe {o.probe.name!r} the best token after position {t} is "
-            f"{int(o.actual[t].argmax())}, not {int(o.oracle[t].argmax())}, beyond a tie"
+            f"{int(o.actual[t].argmax())}, not {int(o.scores.best[t])}, beyond a tie"
         )
         return _fails(o.probe.name, message, measures, None, None, t)
     open_ones = [d for d in decisions if d.verdict == INCONCLUSIVE]
@@ -68,37 +68,39 @@ def run(comparison: Comparison) -> CheckResult:
 
 def _ratio(o: Observation, dtype: str) -> float:
     """Root of the candidate's mean KL over the reference's; floored like any noise."""
-    floor = FLOOR[dtype] * float(np.std(o.oracle, axis=1).mean())
-    least = floor**2 / 2  # what logits that are off by the floor everywhere would give
-    same = o.same_experts
+    scores, same = o.scores, o.same_experts
+    least = (FLOOR[dtype] * scores.spread) ** 2 / 2  # logits that are off by the floor everywhere
     if not same.any():
         return 0.0
-    noise = max(float(kl(o.twin[same], o.oracle[same]).mean()), least)
-    return math.sqrt(max(float(kl(o.actual[same], o.oracle[same]).mean()), 0.0) / noise)
+    noise = max(float(kl(scores.twin[same], scores.oracle[same]).mean()), least)
+    actual = scores.of(o.actual)[same]
+    return math.sqrt(max(float(kl(actual, scores.oracle[same]).mean()), 0.0) / noise)
 
 
 def _flips(o: Observation, dtype: str) -> list[int]:
     """Positions where the best tokens differ although the oracle's margin is beyond noise."""
-    floor = FLOOR[dtype] * np.abs(o.oracle).max(1)
-    noise = np.maximum(position_rms(o.twin, o.oracle), floor)
-    other = (o.actual.argmax(1) != o.oracle.argmax(1)) & o.same_experts
-    return [int(t) for t in np.flatnonzero(other & (margins(o.oracle) > TIE * noise))]
+    noise = np.maximum(o.scores.noise, FLOOR[dtype] * o.scores.peak)
+    other = (o.actual.argmax(1) != o.scores.best) & o.same_experts
+    return [int(t) for t in np.flatnonzero(other & (o.scores.margin > TIE * noise))]
 
 
 def _measures(seen: list[Observation]) -> dict:
     """Mean and standard error over prompts of what users of other tools know."""
-    same = [float((o.actual.argmax(1) == o.oracle.argmax(1)).mean()) for o in seen]
+    same = [float((o.actual.argmax(1) == o.scores.best).mean()) for o in seen]
     longer = [o for o in seen if len(o.probe.tokens) > 1]
     change = [
-        log_likelihood(o.actual, o.probe.tokens) - log_likelihood(o.oracle, o.probe.tokens)
-        for o in longer
+        _likelihood(o, o.scores.of(o.actual)) - _likelihood(o, o.scores.oracle) for o in longer
     ]
     return {
         "prompts": len(seen),
-        "kl": _summary([float(kl(o.actual, o.oracle).mean()) for o in seen]),
+        "kl": _summary([float(kl(o.scores.of(o.actual), o.scores.oracle).mean()) for o in seen]),
         "top1": _summary(same),
         "log_likelihood_change": _summary(change),
     }
+
+
+def _likelihood(o: Observation, scores: np.ndarray) -> float:
+    return log_likelihood(scores, o.scores.following(o.probe.tokens))
 
 
 def _summary(values: list[float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..comparison import Comparison
-from ..metrics import FLOOR, margins, position_rms
+from ..metrics import FLOOR
 from ..policy import TIE
 from ..types import FAIL, INCONCLUSIVE, PASS, SKIP, CheckResult, Divergence
 
@@ -19,15 +19,14 @@ def run(comparison: Comparison) -> CheckResult:
     within TIE times the reference's own rms error there, either token is right.
     """
     name = "greedy"
-    probe = next((p for p in comparison.reference.probes if p.prompt is not None), None)
+    probe = next((p for p in comparison.probes if p.prompt is not None), None)
     if probe is None or probe.prompt is None:
         return CheckResult(name, SKIP, "no greedy tokens are on record")
     start, expected = probe.prompt, probe.tokens[probe.prompt :]
     seen = comparison.observation(probe)
     at = np.arange(start - 1, start - 1 + len(expected))  # logits that choose each token
-    margin = margins(seen.oracle)[at]
-    floor = FLOOR[comparison.dtype] * np.abs(seen.oracle[at]).max(1)
-    noise = np.maximum(position_rms(seen.twin, seen.oracle)[at], floor)
+    margin = seen.scores.margin[at]
+    noise = np.maximum(seen.scores.noise, FLOOR[comparison.dtype] * seen.scores.peak)[at]
     tie = (margin <= TIE * noise) | ~seen.same_experts[at]
 
     actual = comparison.candidate.greedy(probe.tokens[:start], len(expected))
@@ -42,10 +41,12 @@ def run(comparison: Comparison) -> CheckResult:
         if free and i >= len(actual):
             text = f"the candidate stopped after {len(actual)} of {len(expected)} tokens"
             return _fails(name, probe.name, text, i, measures)
-        taken = actual[i] if free else int(forced[i])
-        if taken == token:
+        taken, best = actual[i] if free else int(forced[i]), int(seen.scores.best[at[i]])
+        if taken == token and (token == best or tie[i]):
             continue
         if not seen.has_oracle:
+            if taken == token:
+                continue
             text = f"token {i} is {taken}, not {token}, and no oracle says how near they are"
             return CheckResult(name, INCONCLUSIVE, text, measures)
         units = float(margin[i] / noise[i])
@@ -55,7 +56,7 @@ def run(comparison: Comparison) -> CheckResult:
             continue
         how = "" if free else ", teacher-forced"
         text = (
-            f"token {i} of {len(expected)} is {taken}, not {token}{how}: "
+            f"token {i} of {len(expected)} is {taken}, not {best}{how}: "
             f"the reference prefers its own by {units:.0f} times the noise (a tie is {TIE:.0f})"
         )
         return _fails(name, probe.name, text, start + i, measures)

@@ -16,7 +16,7 @@ def run(comparison: Comparison) -> CheckResult:
         return CheckResult(name, SKIP, "asked once, at float32")
     expected = comparison.reference.tokens()
     if expected is None:
-        return CheckResult(name, SKIP, "the model has no tokenizer")
+        return CheckResult(name, SKIP, "the reference shows no tokenizer")
     actual = comparison.candidate.tokens(list(expected.ids))
     if actual is None:
         return CheckResult(name, SKIP, f"{comparison.candidate.name} has no tokenizer")

@@ -68,7 +68,7 @@ def test_a_function_of_the_wrong_shape_is_one_line(tiny_llama):
 
 
 def test_every_file_is_a_backend():
-    assert available() == ["engine", "mlx-lm", "python", "torch"]
+    assert available() == ["engine", "mlx-lm", "python", "server", "torch", "trace"]
 
 
 def test_the_code_of_a_site_is_named(tiny_llama):
