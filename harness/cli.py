@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-golden = typer.Typer(help="Record and verify golden traces.")
+golden = typer.Typer(help="Record, verify and share golden traces.")
 app.add_typer(golden, name="golden")
 faults = typer.Typer(help="Plant defects, and count what is found.")
 app.add_typer(faults, name="faults")
@@ -228,6 +228,53 @@ def verify(
 
     for entry in check(folder, model):
         print(f"ok  {entry}")
+
+
+OnlyModel = Annotated[str | None, typer.Option("--model", help="Only goldens of this model.")]
+
+
+@golden.command()
+def push(
+    to: Annotated[
+        str, typer.Argument(help="hf://datasets/OWNER/NAME, an address of fsspec's, or a folder.")
+    ],
+    model: OnlyModel = None,
+    folder: GoldenFolder = Path("golden"),
+    revision: Annotated[str | None, typer.Option(help="Branch of a Hub repository.")] = None,
+) -> None:
+    """Send goldens to where others can pull them; what is there already stays."""
+    from .golden.remote import push as send
+
+    with _progress() as progress:
+        result = send(folder, to, model=model, revision=revision, progress=progress)
+    _shared("sent", result)
+
+
+@golden.command()
+def pull(
+    source: Annotated[
+        str, typer.Argument(help="What push was given, or the http(s) address of such a folder.")
+    ],
+    model: OnlyModel = None,
+    folder: GoldenFolder = Path("golden"),
+    revision: Annotated[
+        str | None, typer.Option(help="Commit, tag or branch of a Hub repository.")
+    ] = None,
+) -> None:
+    """Fetch goldens; each counts only once its sha256 is right, and a broken pull goes on."""
+    from .golden.remote import pull as fetch
+
+    with _progress() as progress:
+        result = fetch(source, folder, model=model, revision=revision, progress=progress)
+    _shared("got", result)
+
+
+def _shared(word: str, result: Any) -> None:
+    for file in result.moved:
+        print(f"{word:5} {file}")
+    for file in result.kept:
+        print(f"same  {file}")
+    print(result.place)
 
 
 @faults.command("list")

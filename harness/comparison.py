@@ -5,7 +5,7 @@ Checks read from here; whatever several of them need is computed on first use an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,7 @@ class Comparison:
 
     def observation(self, probe: Probe) -> Observation:
         if probe.name not in self._observed:
-            self._observed[probe.name] = self._observe(probe)
+            self._observe(probe)
         return self._observed[probe.name]
 
     @property
@@ -228,7 +228,7 @@ class Comparison:
     def inside(self, probe: Probe, block: int) -> Evidence | None:
         """The reference's evidence of the modules in one block, fed as far as the candidate
         shows them too; None where either side has none."""
-        if "sites" in self.candidate.limits:
+        if {"sites", "inside"} & set(self.candidate.limits):
             return None
         shapes: dict[Site, tuple[int, ...]] = {}
 
@@ -240,17 +240,30 @@ class Comparison:
         self.candidate.forward(probe.tokens, observe, feed=feed, inside=block)
         return self.reference.inside(probe, block, shapes) if shapes else None
 
-    def _observe(self, probe: Probe) -> Observation:
+    def _observe(self, probe: Probe) -> None:
         evidence = self.reference.evidence(probe)
         measures: list[Measure] = []
-        ties = Ties(evidence, PROPAGATED, self.dtype)
-        logits = self._run(probe, evidence, PROPAGATED, measures.append, ties)
+        ties = {mode: Ties(evidence, mode, self.dtype) for mode in (PROPAGATED, ISOLATED)}
+        logits = self._run(probe, evidence, PROPAGATED, measures.append, ties[PROPAGATED])
         if "sites" not in self.candidate.limits:
-            isolated = Ties(evidence, ISOLATED, self.dtype)
-            self._run(probe, evidence, ISOLATED, measures.append, isolated)
+            self._run(probe, evidence, ISOLATED, measures.append, ties[ISOLATED])
+        self.observed_as(probe, evidence, measures, logits, ties)
+
+    def observed_as(
+        self,
+        probe: Probe,
+        evidence: Evidence,
+        measures: Sequence[Measure],
+        logits: np.ndarray,
+        ties: Mapping[str, Ties],
+    ) -> None:
+        """Keep what was observed on a probe."""
         judged = [m for m in measures if m.site.kind in JUDGED_KINDS]
-        tied = _either(evidence.tied, ties.tied(LOGITS))
-        return Observation(probe, judged, evidence, logits, tied, ties.close())
+        other = ties[PROPAGATED]
+        tied = _either(evidence.tied, other.tied(LOGITS))
+        self._observed[probe.name] = Observation(
+            probe, judged, evidence, logits, tied, other.close()
+        )
 
     def _run(
         self,
@@ -261,15 +274,29 @@ class Comparison:
         ties: Ties,
         inside: int | None = None,
     ) -> np.ndarray:
-        paths = {site: site for site in evidence.noise[mode]}  # the reference's own paths
+        observe = self.observer(probe, evidence, mode, keep, ties)
+        feed = evidence.feed if mode == ISOLATED else None
+        return self.candidate.forward(probe.tokens, observe, feed=feed, inside=inside)
+
+    def observer(
+        self,
+        probe: Probe,
+        evidence: Evidence,
+        mode: str,
+        keep: Callable[[Measure], None],
+        ties: Ties,
+    ) -> Callable[[Site, np.ndarray], None]:
+        """What is to be told the candidate's arrays: it measures them against the evidence."""
         allowed = self.limits.row(mode, self.dtype, probe.kind).limit
 
         def observe(site: Site, actual: np.ndarray) -> None:
             ties.see(site, actual)
-            if site not in paths:
+            noise = evidence.noise[mode]
+            if site not in noise:
                 return
             expected = evidence.expected[mode][site]
-            noise = effective_noise(evidence.noise[mode][site], self.dtype)
+            path = next(known for known in noise if known == site)  # the reference's own
+            least = effective_noise(noise[site], self.dtype)
             note = token = None
             if actual.shape != (shape := evidence.shape(site, mode)):
                 note = f"shape {actual.shape}, the reference has {shape}"
@@ -278,13 +305,11 @@ class Comparison:
                 actual = evidence.view(site, actual)
                 kept = ties.kept(site)
                 error = relative_error(actual[kept], expected[kept])
-                if not error / noise <= allowed:
-                    token = first_bad_token(actual, expected, noise, allowed)
-            left = ties.count(site)
-            keep(Measure(paths[site], mode, probe, error, noise, note, token, left))
+                if not error / least <= allowed:
+                    token = first_bad_token(actual, expected, least, allowed)
+            keep(Measure(path, mode, probe, error, least, note, token, ties.count(site)))
 
-        feed = evidence.feed if mode == ISOLATED else None
-        return self.candidate.forward(probe.tokens, observe, feed=feed, inside=inside)
+        return observe
 
     def _diff(self, measure: Measure, allowed: float, verdict: str) -> SiteDiff:
         """One probe's part in a decision: where a kind fails, the prompts that are beyond."""

@@ -18,7 +18,7 @@ class BadTrace(EngineError):
 
 
 class BadCandidate(EngineError):
-    """The callable behind `python:MODULE:FUNCTION` cannot be used."""
+    """The callable behind `python:MODULE:FUNCTION`, or the server behind a URL, cannot be used."""
 
 
 class BadOption(EngineError):

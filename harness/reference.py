@@ -71,9 +71,20 @@ class LiveReference:
     """A backend as reference, with the float64 oracle where there is one."""
 
     def __init__(
-        self, files: ModelFiles, twin: Backend, truth: Truth | None, prompts: int = PROMPTS
+        self,
+        files: ModelFiles,
+        twin: Any,
+        truth: Truth | None,
+        prompts: int = PROMPTS,
+        *,
+        greedy: bool = True,
     ) -> None:
-        """`prompts` is how many probes of each kind there are to begin with."""
+        """`twin` is a Backend, or Streamed and asked for tokens alone.
+
+        `prompts` is how many probes of each kind there are to begin with; `greedy` says whether the
+        reference's own continuation is one.
+        """
+        self._greedy = greedy
         self.name, self.dtype = twin.name, twin.dtype
         self._files, self._twin, self._truth, self._prompts = files, twin, truth, prompts
         self.recorded = hasattr(twin, "probes")
@@ -104,6 +115,8 @@ class LiveReference:
         if self.recorded:
             return list(self._twin.probes)  # type: ignore[attr-defined]
         probes = [kind.probe(i) for kind in self._kinds for i in range(self._prompts)]
+        if not self._greedy:
+            return probes
         prompt = next(p for kind in ("text", "random") for p in probes if p.kind == kind)
         return [*probes, self.continued(prompt)]
 

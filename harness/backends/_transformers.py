@@ -58,7 +58,7 @@ def load_model(files: ModelFiles, dtype: str, attention: str, allow: Collection[
         return transformers.AutoModelForCausalLM.from_pretrained(
             str(files.folder), trust_remote_code=True, local_files_only=True, **common
         )
-    config = _config(transformers, files)
+    config = configuration(transformers, files)
     mapping: Any = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in mapping:
         raise ReferenceUnavailable(
@@ -116,7 +116,8 @@ def _to_torch(torch: Any, array: Any) -> Any:
     return torch.from_numpy(np.array(array))
 
 
-def _config(transformers: Any, files: ModelFiles) -> Any:
+def configuration(transformers: Any, files: ModelFiles) -> Any:
+    """config.json as transformers' own object. Raises ReferenceUnavailable."""
     raw = copy.deepcopy(dict(files.config))  # transformers writes into nested settings
     try:
         return transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)

@@ -29,11 +29,17 @@ from ._mlx import (
     weights_of,
     without_leaf,
 )
+from ._mlx_streamed import StreamedMLX
 
 
 def load(request: Request) -> EngineBackend:
     device = use_device(request.device)
     return EngineBackend(request.files, request.dtype, device)
+
+
+def load_streamed(request: Request) -> StreamedMLX:
+    device = use_device(request.device)
+    return StreamedMLX(request.files, lambda: EngineBackend(request.files, request.dtype, device))
 
 
 class EngineBackend:
@@ -52,6 +58,15 @@ class EngineBackend:
             for target in name.targets
             if len(name.targets) == 1
         }
+
+    @property
+    def blocks(self) -> int:
+        return len(self.model.spec.blocks)
+
+    def path_of(self, site: Site) -> str:
+        """The path in the checkpoint of the module that makes the value at a site."""
+        head = "head" if site.kind == "logits" and not self.model.spec.tied_head else "embed"
+        return f"{self._sources[head]}.weight"
 
     def forward(
         self,

@@ -34,6 +34,7 @@ from ._mlx import (
     weights_of,
     without_leaf,
 )
+from ._mlx_streamed import StreamedMLX
 from ._recording import recorded
 from ._transformers import one_line
 
@@ -43,12 +44,20 @@ def load(request: Request) -> MLXLMBackend:
     return MLXLMBackend(request.files, request.dtype, device)
 
 
+def load_streamed(request: Request) -> StreamedMLX:
+    device = use_device(request.device)
+    return StreamedMLX(
+        request.files, lambda: MLXLMBackend(request.files, request.dtype, device, lazy=True)
+    )
+
+
 class MLXLMBackend:
     """`mlx_lm.utils.load_model` at one dtype."""
 
     name = "mlx-lm"
 
-    def __init__(self, files: ModelFiles, dtype: str, device: str) -> None:
+    def __init__(self, files: ModelFiles, dtype: str, device: str, lazy: bool = False) -> None:
+        """`lazy` leaves every array to be read when it is used first."""
         self.limits: Mapping[str, str] = {}
         try:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -62,7 +71,7 @@ class MLXLMBackend:
         self._classes = mlx_lm.utils._get_classes
         with _folder(files) as folder:
             try:
-                self.model, _ = mlx_lm.utils.load_model(folder)
+                self.model, _ = mlx_lm.utils.load_model(folder, lazy)
             except Exception as error:  # mlx-lm raises nearly anything for a model it cannot load
                 reason = one_line(error)
                 kind = UnsupportedArchitecture if "not supported" in reason else CorruptWeights
@@ -75,6 +84,14 @@ class MLXLMBackend:
         beside = dict(self.model.named_modules())[owner].children().values()
         norms = [m for m in beside if isinstance(m, nn.Module) and "Norm" in type(m).__name__]
         self._norm = norms[-1] if norms else None
+
+    @property
+    def blocks(self) -> int:
+        return len(self._blocks)
+
+    def path_of(self, site: Site) -> str:
+        """The path of the weight that makes the value at a site."""
+        return f"{self._names[id(self.module_at(site))]}.weight"
 
     def forward(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from ._harmless import CHANGES
 from ._hooks import Hooks, to_numpy
 from ._lift import lifted
 from ._transformers import decoder_layers, import_torch, last_norm, lift, load_model, one_line
+
+if TYPE_CHECKING:
+    from ._torch_streamed import StreamedTorch
 
 DTYPES = ("float32", "bfloat16", "float16")
 SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
@@ -40,6 +43,16 @@ def load(request: Request) -> TorchBackend:
     change = CHANGES.get(request.argument)
     attention = "eager" if change else request.argument or "eager"
     return TorchBackend(request.files, request.dtype, attention, request.allow, change=change)
+
+
+def load_streamed(request: Request) -> StreamedTorch:
+    """The twin part by part; only eager attention, and nothing that has to be allowed."""
+    from ._torch_streamed import StreamedTorch
+
+    if request.argument or request.allow:
+        what = request.argument or ", ".join(request.allow)
+        raise BackendUnavailable(f"backend torch with {what!r} cannot be streamed")
+    return StreamedTorch(request.files, request.dtype)
 
 
 class TorchBackend:
@@ -169,22 +182,8 @@ class TorchBackend:
         return reference
 
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
-        _, transformers = import_torch()
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(self._files.folder), local_files_only=True, trust_remote_code=self._trusted
-            )
-        except Exception as error:  # transformers raises nearly anything here
-            raise ReferenceUnavailable(
-                f"transformers cannot load the tokenizer of {self._files.folder}: {one_line(error)}"
-            ) from None
-        return TokenFacts(
-            ids={text: tuple(tokenizer(text)["input_ids"]) for text in texts},
-            bos_id=tokenizer.bos_token_id,
-            eos_ids=_eos_ids(tokenizer, self._files),
-            max_id=max(tokenizer.get_vocab().values(), default=-1),
-            rows=self._model.get_input_embeddings().weight.shape[0],
-        )
+        rows = self._model.get_input_embeddings().weight.shape[0]
+        return token_facts(self._files, texts, rows, trusted=self._trusted)
 
     def locate(self, site: Site) -> str | None:
         module = dict(self._model.named_modules()).get(site.path)
@@ -217,6 +216,28 @@ class TorchBackend:
                 # transformers keeps the base of the longest sequence seen until a short one comes.
                 self._model(torch.tensor([[0]]), use_cache=False)
             yield
+
+
+def token_facts(
+    files: Any, texts: Sequence[str], rows: int, *, trusted: bool = False
+) -> TokenFacts:
+    """What transformers' tokenizer of a model does. Raises ReferenceUnavailable."""
+    _, transformers = import_torch()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(files.folder), local_files_only=True, trust_remote_code=trusted
+        )
+    except Exception as error:  # transformers raises nearly anything here
+        raise ReferenceUnavailable(
+            f"transformers cannot load the tokenizer of {files.folder}: {one_line(error)}"
+        ) from None
+    return TokenFacts(
+        ids={text: tuple(tokenizer(text)["input_ids"]) for text in texts},
+        bos_id=tokenizer.bos_token_id,
+        eos_ids=_eos_ids(tokenizer, files),
+        max_id=max(tokenizer.get_vocab().values(), default=-1),
+        rows=rows,
+    )
 
 
 def _eos_ids(tokenizer: Any, files: Any) -> tuple[int, ...]:
