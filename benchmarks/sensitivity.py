@@ -30,10 +30,11 @@ from harness.faults import NotApplicable
 from harness.faults._patient import Patient
 from harness.faults.norms import epsilon_times, normed
 from harness.faults.rotary import respun
-from harness.judge import ask, load_reference
+from harness.judge import ask
 from harness.limits import find_limits
 from harness.random_models import config_of, variants, write_model
 from harness.reference import Remembered
+from harness.sides import load_reference
 from harness.types import FAIL, Verdict
 
 BLOCK = 1

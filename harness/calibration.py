@@ -122,8 +122,9 @@ def _more(runs: Sequence[dict[str, Any]], least: int, done: Mapping[str, int]) -
 
 def scored(task: Task) -> list[dict[str, Any]]:
     """Compare one random model with every harmless candidate at every dtype."""
-    from .judge import ask, load_reference
+    from .judge import ask
     from .reference import Remembered
+    from .sides import load_reference
 
     used = use_device(task["device"])
     questions = {name: check for name, check in all_checks().items() if name not in EXACT}

@@ -63,6 +63,16 @@ def compare(
     depth: Annotated[
         str, typer.Option(help="block, or module to measure inside every block.")
     ] = "block",
+    kinds: Annotated[
+        str | None, typer.Option(help="Comma-separated kinds of probes; default all.")
+    ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(help="Run both sides part by part; default where they do not fit."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Stream, and go on from this file when interrupted.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the verdict to this file.")] = None,
     allow: Annotated[
         str | None,
@@ -94,7 +104,11 @@ def compare(
                 depth=depth,
                 revision=revision,
                 allow=_list(allow) or (),
+                kinds=_list(kinds),
+                stream=stream,
+                resume=resume,
                 progress=progress,
+                notice=_notice,
                 into=verdict,
             )
     except Exception as error:
@@ -344,6 +358,10 @@ def _progress() -> Iterator[Any]:
             bar.update(task, completed=done, total=total, description=what)
 
         yield advance
+
+
+def _notice(text: str) -> None:
+    print(f"harness: {text}", file=sys.stderr)
 
 
 def _list(text: str | None) -> list[str] | None:

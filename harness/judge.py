@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from engine.errors import BackendUnavailable
 from engine.files import ModelFiles, find_model
 
-from . import environment
-from .backends import Backend, Request, load_backend, only_dtype
+from . import environment, memory
+from .backends import Request, only_dtype
 from .checks import chosen
 from .checks import environment as environment_check
 from .comparison import Comparison
 from .diagnosis import diagnose
-from .errors import BadOption, BadTrace
-from .limits import find_limits
+from .errors import BadOption
 from .metrics import FLOOR
 from .probes import read_prompts
-from .reference import PROMPTS, LiveReference, Oracle, Reference, Truth, has_tokenizer
+from .reference import LiveReference, Reference, has_tokenizer
+from .resume import Resume
+from .sides import Candidate, Progress, default_reference, load_sides
+from .streaming import StreamedComparison
 from .types import ERROR, SKIP, CheckResult, Probe, Verdict
 
 DEPTHS = ("block", "module")
 ALLOWABLE = ("remote-code", "pickle")
-Progress = Callable[[int, "int | None", str], None]
 
 
 def compare(
     model: str | Path,
-    candidate: str | Callable[..., Any] = "engine",
+    candidate: Candidate = "engine",
     reference: str | None = None,
     dtype: str = "float32",
     checks: Sequence[str] | None = None,
@@ -44,7 +43,11 @@ def compare(
     depth: str = "block",
     revision: str | None = None,
     allow: Collection[str] = (),
+    kinds: Collection[str] | None = None,
+    stream: bool | None = None,
+    resume: Path | None = None,
     progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
     into: Verdict | None = None,
 ) -> Verdict:
     """Judge `candidate` against `reference` on a model, in this process.
@@ -54,10 +57,13 @@ def compare(
     `dtype` other than float32 adds its rung to the float32 one. `until_decided` adds prompts as
     long as they can decide what is inconclusive. `depth` "module" measures inside every block, not
     only inside the first that fails. `allow` names what the torch
-    backend otherwise refuses: "remote-code", "pickle". `into` is filled as answers come,
-    so that a caller has what there is when an error ends the run. `progress(done, total, what)` is
-    told what goes on, total None where it is not known. Raises EngineError for bad
-    input; a divergence is no error, it is in the verdict.
+    backend otherwise refuses: "remote-code", "pickle". `kinds` are the kinds of probes to run, all
+    without it. `stream` runs both sides part by part, so that the model need not fit into memory;
+    None does so where it does not fit, and `resume` is a file to go on from after an interruption.
+    `into` is filled as answers come, so that a caller has what there is when an error ends the run.
+    `progress(done, total, what)` is told what goes on, total None where it is not known;
+    `notice(text)` what the work will take, where that is much. Raises EngineError for bad input; a
+    divergence is no error, it is in the verdict.
     """
     if dtype not in FLOOR:
         raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
@@ -68,7 +74,7 @@ def compare(
             raise BadOption(f"--allow {name!r}: there are {', '.join(ALLOWABLE)}")
     questions = chosen(checks)
     files = find_model(model, revision, pickles="pickle" in allow)
-    reference = reference or ("torch" if installed("torch", "transformers") else "golden")
+    reference = reference or default_reference()
     named = candidate if isinstance(candidate, str) else getattr(candidate, "__qualname__", "?")
     verdict = into if into is not None else Verdict("", "", "", "", "")
     verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
@@ -76,9 +82,15 @@ def compare(
     for rung in _rungs(candidate, reference, Request(files, dtype, device)):
         verdict.dtype = rung
         request = Request(files, rung, device, allow=allow)
-        comparison = _load(request, candidate, reference, progress, verdict.seconds)
+        parts = _part_by_part(request, reference, True if resume else stream, notice)
+        if parts and (until_decided or depth != "block"):
+            raise BadOption("--until-decided and --depth module need the whole model in memory")
+        comparison = load_sides(request, candidate, reference, progress, verdict.seconds, parts)
         comparison.probes += _prompts(prompts, comparison.reference, files)
+        comparison.probes = _of_kinds(comparison.probes, kinds)
         comparison.depth = depth
+        if isinstance(comparison, StreamedComparison):
+            _observe_all(comparison, reference, resume, notice)
         if until_decided:
             comparison.settle()
         ask(comparison, questions, verdict)
@@ -88,7 +100,7 @@ def compare(
 
 def comparison_of(
     model: str | Path,
-    candidate: str | Callable[..., Any] = "engine",
+    candidate: Candidate = "engine",
     reference: str | None = None,
     dtype: str = "float32",
     *,
@@ -100,44 +112,7 @@ def comparison_of(
     if dtype not in FLOOR:
         raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
     request = Request(find_model(model, revision), dtype, device)
-    return _load(request, candidate, reference or "torch", progress, {})
-
-
-def _load(
-    request: Request,
-    candidate: str | Callable[..., Any],
-    reference: str,
-    progress: Progress | None,
-    seconds: dict[str, float],
-) -> Comparison:
-    tell, rung = progress or (lambda done, total, what: None), request.dtype
-    begin = time.perf_counter()
-    tell(0, None, f"loading the candidate, {rung}")
-    actual = _candidate(candidate, request)
-    loaded = time.perf_counter()
-    tell(0, None, f"loading the reference, {rung}")
-    expected = load_reference(reference, replace(request, device=None))
-    _add(seconds, f"load candidate {rung}", loaded - begin)
-    _add(seconds, f"load reference {rung}", time.perf_counter() - loaded)
-    limits = find_limits(environment.device_class(actual.device))
-    return Comparison(request.files, expected, actual, _probes(expected, actual), limits, progress)
-
-
-def _probes(reference: Reference, candidate: Backend) -> list[Probe]:
-    """The reference's probes, or those that the candidate has on record."""
-    recorded = getattr(candidate, "probes", None)
-    if recorded is None:
-        return reference.probes
-    if not reference.recorded:
-        return list(recorded)
-    known = {probe.tokens for probe in recorded}
-    common = [probe for probe in reference.probes if probe.tokens in known]
-    if not common:
-        raise BadTrace(
-            f"{candidate.name} holds none of the probes that {reference.name} holds: export those "
-            "with harness trace --probes, and run them"
-        )
-    return common
+    return load_sides(request, candidate, reference or "torch", progress, {})
 
 
 def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Verdict) -> None:
@@ -166,9 +141,7 @@ def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Ve
     verdict.diagnosis = diagnose(verdict)
 
 
-def _rungs(
-    candidate: str | Callable[..., Any], reference: str, request: Request
-) -> tuple[str, ...]:
+def _rungs(candidate: Candidate, reference: str, request: Request) -> tuple[str, ...]:
     """The dtypes to ask at: float32 and the one wanted, or the only one that a side is there at."""
     sides = [side for side in (candidate, reference) if isinstance(side, str)]
     fixed = {side: dtype for side in sides if (dtype := only_dtype(side, request))}
@@ -176,44 +149,6 @@ def _rungs(
         told = " and ".join(f"{side} is at {dtype}" for side, dtype in fixed.items())
         raise BadOption(f"{told}: both sides must be at one dtype")
     return tuple(set(fixed.values()) or dict.fromkeys(("float32", request.dtype)))
-
-
-def load_reference(name: str, request: Request, prompts: int = PROMPTS) -> Reference:
-    """A reference by its name, with the truth it is measured against.
-
-    `prompts` is how many probes of each kind a live one begins with.
-    """
-    if name.partition(":")[0] == "golden":
-        from .golden.store import GoldenReference
-
-        return GoldenReference(request.files, request.dtype, name.partition(":")[2])
-    twin = load_backend(name, request, others=["golden"])
-    return LiveReference(request.files, twin, _truth(twin, request), prompts)
-
-
-def installed(*packages: str) -> bool:
-    """Whether all of these can be imported, without importing them."""
-    return all(importlib.util.find_spec(package) is not None for package in packages)
-
-
-def _truth(twin: Backend, request: Request) -> Truth | None:
-    """The float64 oracle: PyTorch live, or none."""
-    if not installed("torch", "transformers"):
-        return None
-    from .backends.torch import TorchBackend, load
-
-    torch = twin if isinstance(twin, TorchBackend) else load(replace(request, argument=""))
-    return Oracle(torch.oracle())
-
-
-def _candidate(candidate: str | Callable[..., Any], request: Request) -> Backend:
-    if callable(candidate):
-        from .backends.python import PythonBackend
-
-        return PythonBackend(candidate, candidate.__qualname__, request.dtype)
-    if candidate.partition(":")[0] == "golden":
-        raise BadOption("candidate 'golden': a recording can only be a reference")
-    return load_backend(candidate, request)
 
 
 def _prompts(path: str | Path | None, reference: Reference, files: ModelFiles) -> list[Probe]:
@@ -226,6 +161,75 @@ def _prompts(path: str | Path | None, reference: Reference, files: ModelFiles) -
         )
     encode = reference.encode if has_tokenizer(files) else None
     return read_prompts(Path(path), encode, reference.rows)
+
+
+def _of_kinds(probes: Sequence[Probe], kinds: Collection[str] | None) -> list[Probe]:
+    """The probes of some kinds; BadOption names those there are."""
+    known = dict.fromkeys(probe.kind for probe in probes)
+    for kind in kinds or ():
+        if kind not in known:
+            raise BadOption(f"--kinds {kind!r}: there are {', '.join(known)}")
+    return [probe for probe in probes if kinds is None or probe.kind in kinds]
+
+
+def _part_by_part(
+    request: Request,
+    reference: str,
+    stream: bool | None,
+    notice: Callable[[str], None] | None,
+) -> bool:
+    """Whether to stream: as told, or where the whole of both sides would not fit."""
+    size, free = memory.size_of(request.files), memory.available()
+    whole = size.whole(request.dtype, live=reference.partition(":")[0] != "golden")
+    if stream or (stream is None and whole > free):
+        return True
+    if notice and whole > memory.WORTH_TELLING:
+        notice(
+            f"{memory.shown(size.stored)} of weights: about {memory.shown(whole)} of memory "
+            f"needed, {memory.shown(free)} available"
+        )
+    if whole > free:
+        raise memory.TooLittle(
+            f"both sides of {request.files.name} take about {memory.shown(whole)} of memory, and "
+            f"{memory.shown(free)} are available: --stream runs them part by part"
+        )
+    return False
+
+
+def _observe_all(
+    comparison: StreamedComparison,
+    reference: str,
+    resume: Path | None,
+    notice: Callable[[str], None] | None,
+) -> None:
+    """Run all probes part by part, once it is known that there is room for that."""
+    files, dtype = comparison.files, comparison.dtype
+    size, free = memory.size_of(files), memory.available()
+    live = reference.partition(":")[0] != "golden"
+    needed = size.streamed(dtype, live, comparison.probes)
+    disk = sum(len(p.tokens) for p in comparison.probes) * size.table[1] * 32 if resume else 0
+    text = f"about {memory.shown(needed)} of memory needed, {memory.shown(free)} available"
+    if notice:
+        kept = f"; {memory.shown(disk)} of disk for {resume}" if resume else ""
+        notice(f"streaming {memory.shown(size.stored)} of weights, {dtype}: {text}{kept}")
+    if needed > free:
+        raise memory.TooLittle(f"{files.name} is too large even part by part: {text}")
+    state = None
+    if resume is not None:
+        if dtype != "float32":  # every rung has a state of its own
+            resume = resume.with_name(f"{resume.name}.{dtype}")
+        memory.check_disk(resume, disk)
+        stat = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files.weights]
+        state = Resume(
+            resume,
+            {
+                "config": dict(files.config),
+                "weights": stat,
+                "sides": [comparison.candidate.name, comparison.reference.name, dtype],
+                "probes": [[p.name, p.tokens, p.scales] for p in comparison.probes],
+            },
+        )
+    comparison.observe_all(state)
 
 
 def _add(seconds: dict[str, float], what: str, more: float) -> None:

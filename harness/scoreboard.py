@@ -115,8 +115,8 @@ def run_model(task: Task) -> list[dict[str, Any]]:
 
 
 def _scores(task: Task, wanted: Mapping[str, Fault], files: ModelFiles) -> Iterator[dict[str, Any]]:
-    from .judge import load_reference
     from .reference import Remembered
+    from .sides import load_reference
 
     request = Request(files, task["dtype"])
     prompts = task.get("prompts", PROMPTS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,14 @@ from .types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site
 MODES = (PROPAGATED, ISOLATED)
 KEPT = ("logits", "router", "experts")  # needed to the end
 Keep = Callable[[Site, np.ndarray], np.ndarray]
+
+
+class State(Protocol):
+    """Where a stream goes on from."""
+
+    def load(self, stream: Stream) -> int: ...
+
+    def save(self, stream: Stream, done: int) -> None: ...
 
 
 @dataclass
@@ -48,7 +56,7 @@ class Course:
         """What enters a part on one side."""
         if entering is None:
             return None
-        return self.evidence.feed[entering] if mode == ISOLATED else self.values[side]
+        return self.evidence.feed[entering] if mode == ISOLATED else self.values.get(side)
 
     def feed_next(self, part: Site, dtype: str) -> None:
         """Decide what enters the part after this one in isolated mode."""
@@ -95,6 +103,16 @@ class Stream:
         ]
         self.ties = [{mode: Ties(c.evidence, mode, dtype) for mode in MODES} for c in self.courses]
 
+    @property
+    def live(self) -> bool:
+        """Whether the evidence is made here."""
+        return self._oracle is not None
+
+    def all_ties(self, index: int) -> dict[str, dict[str, Ties]]:
+        """Whose tokens are left out of a probe so far: side -> mode -> Ties."""
+        errors = {mode: each.ties for mode, each in self.errors[index].items()}
+        return {"twin": errors, "candidate": self.ties[index]}
+
     def run(
         self,
         begin: int = 0,
@@ -107,7 +125,8 @@ class Stream:
             if progress:
                 progress(index, len(self.parts), f"{name}, {self._dtype}")
             self._advance(part)
-            after(index + 1)
+            if part != LOGITS:
+                after(index + 1)
         for course, errors in zip(self.courses, self.errors, strict=True):
             if self._twin is not None:
                 course.evidence.tied = errors[PROPAGATED].ties.tied(LOGITS)
@@ -191,24 +210,31 @@ def _both(one: Observe, other: Observe) -> Observe:
     return observe
 
 
-def observe_streamed(
-    comparison: Comparison,
-    candidate: Streamed,
-    oracle: Streamed | None,
-    twin: Streamed | None,
-    **how: Any,
-) -> None:
-    """Fill a comparison's observations, all of its probes together."""
-    live = oracle is not None
-    courses = [
-        Course(probe, new_evidence() if live else comparison.reference.evidence(probe))
-        for probe in comparison.probes
-    ]
-    stream = Stream(
-        courses, comparison.dtype,
-        oracle=oracle, twin=twin, candidate=candidate, comparison=comparison,
-    )  # fmt: skip
-    stream.run(**how)
-    for course, ties in zip(courses, stream.ties, strict=True):
-        logits = course.values["candidate"]
-        comparison.observed_as(course.probe, course.evidence, course.measures, logits, ties)
+class StreamedComparison(Comparison):
+    """A comparison whose candidate, and reference where that is live, are Streamed.
+
+    `oracle` and `twin` are None where the reference is a recording.
+    """
+
+    def __init__(self, *known: Any) -> None:
+        *shared, self._oracle, self._twin = known
+        super().__init__(*shared)
+
+    def observe_all(self, state: State | None = None) -> None:
+        """Observe all probes together; the state of an earlier run is gone on from."""
+        live = self._oracle is not None
+        courses = [
+            Course(probe, new_evidence() if live else self.reference.evidence(probe))
+            for probe in self.probes
+        ]
+        side: Any = self.candidate
+        stream = Stream(
+            courses, self.dtype,
+            oracle=self._oracle, twin=self._twin, candidate=side, comparison=self,
+        )  # fmt: skip
+        begin = state.load(stream) if state else 0
+        save = state.save if state else lambda stream, done: None
+        stream.run(begin, lambda done: save(stream, done), self.tell)
+        for course, ties in zip(courses, stream.ties, strict=True):
+            logits = course.values["candidate"]
+            self.observed_as(course.probe, course.evidence, course.measures, logits, ties)

@@ -21,7 +21,7 @@ class Ties:
 
     def __init__(self, evidence: Evidence, mode: str, dtype: str) -> None:
         self._evidence, self._mode, self._dtype = evidence, mode, dtype
-        self._tied: dict[int, np.ndarray] = {}  # block -> (T,) booleans
+        self.state: dict[int, np.ndarray] = {}  # block -> (T,) booleans
 
     def see(self, site: Site, actual: np.ndarray) -> None:
         """Compare the chosen experts of a block, (T, k) ids in any order."""
@@ -31,15 +31,15 @@ class Ties:
         if expected is None or actual.shape != expected.shape:
             return
         other = (np.sort(actual, axis=1) != np.sort(expected, axis=1)).any(axis=1)
-        self._tied[site.block] = other & self._close(site.block, expected.astype(int))
+        self.state[site.block] = other & self._close(site.block, expected.astype(int))
 
     def tied(self, site: Site) -> np.ndarray | None:
         """(T,) true for rows that do not count at a site; None where there are none."""
         found = []
-        if site.kind in ("block", "module") and site.block in self._tied:
-            found.append(self._tied[site.block])
+        if site.kind in ("block", "module") and site.block in self.state:
+            found.append(self.state[site.block])
         if self._mode != ISOLATED and site.kind != "embedding":
-            earlier = (t for k, t in self._tied.items() if site.block is None or k < site.block)
+            earlier = (t for k, t in self.state.items() if site.block is None or k < site.block)
             found += [np.logical_or.accumulate(tied) for tied in earlier]
         return np.logical_or.reduce(found) if found else None
 

@@ -22,6 +22,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  so that numpy knows bfloat16
 import numpy as np
 
+from .backends._streamed import within
 from .errors import BadTrace
 from .metrics import FLOOR
 from .types import ISOLATED, LOGITS, PROPAGATED, Probe, Site
@@ -81,8 +82,8 @@ class Tensors:
     def wrong(self, what: str) -> Exception:
         return self._error(f"{self.path} cannot be used: {what}")
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor; float32 in place of narrower floats. Raises for what is not finite."""
+    def read(self, name: str, finite: bool = True) -> np.ndarray:
+        """One tensor; float32 in place of narrower floats. With `finite`, nothing else passes."""
         try:
             array = self._file.get_tensor(name)
         except self._refused as cause:
@@ -91,7 +92,7 @@ class Tensors:
             raise self.wrong(f"{name!r} is {array.dtype}, not numbers")
         if array.dtype.kind not in "iu" and array.dtype not in (np.float32, np.float64):
             array = array.astype(np.float32)
-        if not np.isfinite(array).all():
+        if finite and not np.isfinite(array).all():
             raise self.wrong(f"{name!r} holds NaN or infinity{_where(array)}")
         return array
 
@@ -125,11 +126,24 @@ class Trace:
         for probe in self.probes:
             self._check(probe)
 
-    def sites(self, probe: Probe, mode: str) -> Iterator[tuple[Site, np.ndarray]]:
-        """Every site of a probe in one mode, in execution order, with its array (T, features)."""
+    def sites(
+        self, probe: Probe, mode: str, part: Site | None = None
+    ) -> Iterator[tuple[Site, np.ndarray]]:
+        """Every site of a probe in one mode, in execution order, with its array (T, features).
+
+        With `part` only those it computes.
+        """
         keys = self._keys.get(probe.name, {}).get(mode, {})
         for site in sorted(keys, key=_place):
-            yield site, self._tensors.read(keys[site])
+            if part is None or within(site, part):
+                yield site, self._tensors.read(keys[site])
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it shows."""
+        modes = (found.get(PROPAGATED, {}) for found in self._keys.values())
+        found = {site.block for sites in modes for site in sites if site.kind == "block"}
+        return len(found)
 
     def has(self, mode: str, kind: str) -> bool:
         """Whether any probe has sites of a kind in a mode."""

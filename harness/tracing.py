@@ -15,9 +15,9 @@ from .backends import Request, load_backend
 from .environment import device_class, version
 from .errors import BadOption
 from .files import write_whole
-from .judge import installed, load_reference
 from .metrics import FLOOR
 from .reference import LiveReference, Oracle, with_scales
+from .sides import default_reference, load_reference
 from .traces import INPUT, MODES, PROBES, SCHEMA, TAKEN, Trace, as_bytes, described, name_of
 from .types import ISOLATED, Evidence, Probe
 
@@ -81,8 +81,7 @@ def write_probes(
     """Write the probes of a reference, with the inputs of every block; return the path."""
     _check(out, dtype)
     files = find_model(model, revision)
-    name = reference or ("torch" if installed("torch", "transformers") else "golden")
-    source = load_reference(name, Request(files, dtype), prompts=1)
+    source = load_reference(reference or default_reference(), Request(files, dtype), prompts=1)
     arrays: dict[str, np.ndarray] = {}
     for done, probe in enumerate(source.probes):
         if progress:

@@ -116,7 +116,7 @@ def available() -> list[str]:
 
 def load_backend(name: str, request: Request, others: Sequence[str] = ()) -> Backend:
     """Load a side by its name; BadOption lists the names there are, and `others` with them."""
-    module, argument = _find(name, others)
+    module, argument = find_backend(name, others)
     return module.load(replace(request, argument=argument))
 
 
@@ -124,12 +124,12 @@ def only_dtype(name: str, request: Request) -> str | None:
     """The one dtype that a side is recorded or served at; None where it runs at any."""
     if name.partition(":")[0] == "golden":
         return None
-    module, argument = _find(name, ("golden",))
+    module, argument = find_backend(name, ("golden",))
     fixed = getattr(module, "only_dtype", None)
     return fixed(replace(request, argument=argument)) if fixed else None
 
 
-def _find(name: str, others: Sequence[str]) -> tuple[ModuleType, str]:
+def find_backend(name: str, others: Sequence[str] = ()) -> tuple[ModuleType, str]:
     """The module of a backend, and what follows the colon of its name."""
     if name.startswith(("http://", "https://")):
         name = f"server:{name}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..seeded import block_input
 from ..traces import Trace
 from ..types import ISOLATED, LOGITS, PROPAGATED, Probe, Site, TokenFacts
 from . import Observe, Request
+from ._streamed import before
 
 RECORDED = "a trace holds what was computed once, elsewhere"
 LIMITS = ("environment", "observer", "cache", "batch", "repeat")
@@ -26,6 +28,9 @@ def load(request: Request) -> TraceBackend:
     if trace.dtype != request.dtype:
         raise BadTrace(f"trace {trace.path} is at {trace.dtype}, and {request.dtype} is wanted")
     return TraceBackend(trace, request.files)
+
+
+load_streamed = load  # a file is read part by part as well
 
 
 def only_dtype(request: Request) -> str:
@@ -46,6 +51,7 @@ class TraceBackend:
         trace.complete(config.get("num_hidden_layers", config.get("n_layer")))
         self.name, self.dtype, self.device = f"trace:{trace.path}", trace.dtype, trace.device
         self.probes = trace.probes
+        self.blocks = trace.blocks
         self._trace = trace
         self.limits: Mapping[str, str] = dict.fromkeys(LIMITS, RECORDED)
         if not trace.has(PROPAGATED, "block"):
@@ -72,6 +78,26 @@ class TraceBackend:
             for site, array in sites.items():
                 observe(site, array)
         return sites.get(LOGITS, np.zeros((len(tokens), 0), np.float32))
+
+    @contextlib.contextmanager
+    def resident(self, part: Site) -> Iterator[None]:
+        """See `Streamed.resident`: arrays are read when they are asked for."""
+        yield
+
+    def run(
+        self,
+        tokens: Sequence[int],
+        part: Site,
+        mode: str,
+        fed: np.ndarray | None,
+        observe: Observe,
+    ) -> None:
+        """See `Streamed.run`."""
+        probe = self._probe(tokens)
+        entering = None if fed is None else before(part, self.blocks)
+        if mode == PROPAGATED or entering is None or _as_fed(probe, {entering: np.asarray(fed)}):
+            for site, array in self._trace.sites(probe, mode, part):
+                observe(site, array)
 
     def batch(
         self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] | None = None

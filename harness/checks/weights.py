@@ -27,13 +27,15 @@ def run(comparison: Comparison) -> CheckResult:
     if shown is None:
         return CheckResult("weights", SKIP, f"{comparison.candidate.name} shows no parameters")
     actual = {name: as_mlx(array) for name, array in shown.items()}
-    expected = comparison.candidate.expected_weights(comparison.reference.weights()) or {}
+    expected = dict(comparison.candidate.expected_weights(comparison.reference.weights()) or {})
+    del shown
     count = sum(int(np.prod(array.shape)) for array in actual.values())
     measures = {"parameters": count, "tensors": len(actual)}
-    for name, array in actual.items():
+    for name in list(actual):
+        array = actual.pop(name)  # so that lazy arrays are in memory one by one
         if name not in expected:
             return _differs(name, "the reference has no such parameter", measures)
-        value = as_mlx(expected[name])
+        value = as_mlx(expected.pop(name))
         if tuple(value.shape) != tuple(array.shape):
             shapes = f"shape {tuple(array.shape)}, the reference has {tuple(value.shape)}"
             return _differs(name, shapes, measures)

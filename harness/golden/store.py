@@ -101,7 +101,7 @@ def record(
     `columns` are those of its sketches, 0 for whole arrays; None takes whole arrays where they come
     to less than LARGE bytes. An interrupted recording leaves the old golden as it was.
     """
-    from ..judge import load_reference
+    from ..sides import load_reference
 
     if columns is not None and not (columns == 0 or 1 <= columns <= MOST_COLUMNS):
         raise BadOption(f"--columns {columns}: 0 for whole arrays, or up to {MOST_COLUMNS}")

@@ -118,13 +118,13 @@ def test_what_is_open_says_how_many_prompts_would_decide_and_runs_them(
     changed, tiny_llama, wanted, monkeypatch
 ):
     """So near to a limit that three prompts leave it open; more of them close it."""
-    import harness.judge
+    import harness.sides
     from harness.limits import Limits, Row
 
     rows = {(m, "float32", "random"): Row(5.0, 0.5, 300, 2.5) for m in ("isolated", "propagated")}
     rows |= {(m, "float32", k): Row(1e6, 0.1, 300, 5e5) for m, _, _ in list(rows) for k in "x"}
     table = Limits("cpu-test", "", rows, {})
-    monkeypatch.setattr(harness.judge, "find_limits", lambda device_class: table)
+    monkeypatch.setattr(harness.sides, "find_limits", lambda device_class: table)
 
     def off(decoder):
         norm = decoder.blocks[1].mlp_norm

@@ -75,7 +75,7 @@ def test_a_right_function_passes_and_says_what_it_cannot_show(
 
 
 def test_without_an_oracle_the_answer_is_inconclusive(command, tiny_llama, monkeypatch):
-    monkeypatch.setattr("harness.judge.installed", lambda *names: False, raising=True)
+    monkeypatch.setattr("harness.sides.installed", lambda *names: False, raising=True)
     result = command("harness", "compare", "--model", tiny_llama, "--reference", "mlx-lm")
     assert result.status == 3
     assert "INCONCLUSIVE" in result.out and "no oracle" in result.out

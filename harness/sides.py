@@ -1,0 +1,129 @@
+"""Both sides of a comparison, loaded: whole, or to be run part by part."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from . import environment
+from .backends import Backend, Request, find_backend, load_backend
+from .comparison import Comparison
+from .errors import BadOption, BadTrace
+from .limits import find_limits
+from .reference import PROMPTS, LiveReference, Oracle, Reference, Truth
+from .streaming import StreamedComparison
+from .types import Probe
+
+Candidate = str | Callable[..., Any]
+Progress = Callable[[int, "int | None", str], None]
+
+
+def load_sides(
+    request: Request,
+    candidate: Candidate,
+    reference: str,
+    progress: Progress | None,
+    seconds: dict[str, float],
+    streamed: bool = False,
+) -> Comparison:
+    """A comparison with nothing asked yet; `seconds` gets what loading took."""
+    tell, rung = progress or (lambda done, total, what: None), request.dtype
+    begin = time.perf_counter()
+    tell(0, None, f"loading the candidate, {rung}")
+    actual = _streamed(candidate, request) if streamed else _candidate(candidate, request)
+    loaded = time.perf_counter()
+    tell(0, None, f"loading the reference, {rung}")
+    host = replace(request, device=None)
+    oracle = twin = None
+    if streamed and not _is_golden(reference):
+        if not installed("torch", "transformers"):
+            raise BadOption("streaming needs PyTorch for the oracle, or --reference golden")
+        twin = _streamed(reference, host)
+        whole = twin if reference == "torch" else _streamed("torch", host)
+        oracle = whole.oracle()
+        expected: Reference = LiveReference(request.files, twin, None, 1, greedy=False)
+    else:
+        expected = load_reference(reference, host)
+    seconds[f"load candidate {rung}"] = loaded - begin
+    seconds[f"load reference {rung}"] = time.perf_counter() - loaded
+    limits = find_limits(environment.device_class(actual.device))
+    known = request.files, expected, actual, _probes(expected, actual), limits, progress
+    return StreamedComparison(*known, oracle, twin) if streamed else Comparison(*known)
+
+
+def load_reference(name: str, request: Request, prompts: int = PROMPTS) -> Reference:
+    """A reference by its name, with the truth it is measured against.
+
+    `prompts` is how many probes of each kind a live one begins with.
+    """
+    if _is_golden(name):
+        from .golden.store import GoldenReference
+
+        return GoldenReference(request.files, request.dtype, name.partition(":")[2])
+    twin = load_backend(name, request, others=["golden"])
+    return LiveReference(request.files, twin, _truth(twin, request), prompts)
+
+
+def default_reference() -> str:
+    """torch where it is installed, else golden."""
+    return "torch" if installed("torch", "transformers") else "golden"
+
+
+def installed(*packages: str) -> bool:
+    """Whether all of these can be imported, without importing them."""
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+def _is_golden(name: str) -> bool:
+    return name.partition(":")[0] == "golden"
+
+
+def _truth(twin: Backend, request: Request) -> Truth | None:
+    """The float64 oracle: PyTorch live, or none."""
+    if not installed("torch", "transformers"):
+        return None
+    from .backends.torch import TorchBackend, load
+
+    torch = twin if isinstance(twin, TorchBackend) else load(replace(request, argument=""))
+    return Oracle(torch.oracle())
+
+
+def _candidate(candidate: Candidate, request: Request) -> Backend:
+    if callable(candidate):
+        from .backends.python import PythonBackend
+
+        return PythonBackend(candidate, candidate.__qualname__, request.dtype)
+    if _is_golden(candidate):
+        raise BadOption("candidate 'golden': a recording can only be a reference")
+    return load_backend(candidate, request)
+
+
+def _streamed(name: Candidate, request: Request) -> Any:
+    """A side to be run part by part. Raises BadOption for one that cannot be."""
+    shown = name if isinstance(name, str) else name.__qualname__
+    if isinstance(name, str):
+        module, argument = find_backend(name, ["golden"])
+        if hasattr(module, "load_streamed"):
+            return module.load_streamed(replace(request, argument=argument))
+    raise BadOption(f"{shown} cannot be streamed: engine, mlx-lm, torch and traces can")
+
+
+def _probes(reference: Reference, candidate: Any) -> list[Probe]:
+    """The reference's probes, or those that the candidate has on record."""
+    recorded = getattr(candidate, "probes", None)
+    if recorded is None:
+        return reference.probes
+    if not reference.recorded:
+        return list(recorded)
+    known = {probe.tokens for probe in recorded}
+    common = [probe for probe in reference.probes if probe.tokens in known]
+    if not common:
+        raise BadTrace(
+            f"{candidate.name} holds none of the probes that {reference.name} holds: export those "
+            "with harness trace --probes, and run them"
+        )
+    return common
