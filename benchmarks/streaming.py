@@ -126,7 +126,9 @@ def plot(results: list[dict], out: Path) -> None:
     left.set(xlabel="layers", ylabel="GB", ylim=(0, None), xticks=depth)
     left.legend(frameon=False)
     right.plot(depth, [r["seconds"] / 60 for r in results], "o-")
-    right.set(xlabel="layers", ylabel="minutes, 2 cores", ylim=(0, None), xlim=(0, None), xticks=depth)
+    right.set(
+        xlabel="layers", ylabel="minutes, 2 cores", ylim=(0, None), xlim=(0, None), xticks=depth
+    )
     figure.suptitle("A streamed float32 comparison of a llama of 7B shape, 16 tokens", fontsize=10)
     figure.savefig(out, metadata={"Date": None})
 

@@ -217,6 +217,10 @@ def record(
         int | None,
         typer.Option(help="Of sketches; 0 for whole arrays; default by the size of the model."),
     ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(help="Run it part by part; default where it does not fit into memory."),
+    ] = None,
     folder: GoldenFolder = Path("golden"),
     revision: Revision = None,
 ) -> None:
@@ -225,8 +229,9 @@ def record(
 
     with _progress() as progress:
         path = write(
-            model, reference, dtype, folder, columns=columns, revision=revision, progress=progress
-        )
+            model, reference, dtype, folder,
+            columns=columns, stream=stream, revision=revision, progress=progress, notice=_notice,
+        )  # fmt: skip
     print(path)
 
 

@@ -82,7 +82,8 @@ def compare(
     for rung in _rungs(candidate, reference, Request(files, dtype, device)):
         verdict.dtype = rung
         request = Request(files, rung, device, allow=allow)
-        parts = _part_by_part(request, reference, True if resume else stream, notice)
+        live = reference.partition(":")[0] != "golden"
+        parts = memory.part_by_part(files, rung, live, True if resume else stream, notice)
         if parts and (until_decided or depth != "block"):
             raise BadOption("--until-decided and --depth module need the whole model in memory")
         comparison = load_sides(request, candidate, reference, progress, verdict.seconds, parts)
@@ -172,30 +173,6 @@ def _of_kinds(probes: Sequence[Probe], kinds: Collection[str] | None) -> list[Pr
     return [probe for probe in probes if kinds is None or probe.kind in kinds]
 
 
-def _part_by_part(
-    request: Request,
-    reference: str,
-    stream: bool | None,
-    notice: Callable[[str], None] | None,
-) -> bool:
-    """Whether to stream: as told, or where the whole of both sides would not fit."""
-    size, free = memory.size_of(request.files), memory.available()
-    whole = size.whole(request.dtype, live=reference.partition(":")[0] != "golden")
-    if stream or (stream is None and whole > free):
-        return True
-    if notice and whole > memory.WORTH_TELLING:
-        notice(
-            f"{memory.shown(size.stored)} of weights: about {memory.shown(whole)} of memory "
-            f"needed, {memory.shown(free)} available"
-        )
-    if whole > free:
-        raise memory.TooLittle(
-            f"both sides of {request.files.name} take about {memory.shown(whole)} of memory, and "
-            f"{memory.shown(free)} are available: --stream runs them part by part"
-        )
-    return False
-
-
 def _observe_all(
     comparison: StreamedComparison,
     reference: str,
@@ -204,21 +181,14 @@ def _observe_all(
 ) -> None:
     """Run all probes part by part, once it is known that there is room for that."""
     files, dtype = comparison.files, comparison.dtype
-    size, free = memory.size_of(files), memory.available()
     live = reference.partition(":")[0] != "golden"
-    needed = size.streamed(dtype, live, comparison.probes)
-    disk = sum(len(p.tokens) for p in comparison.probes) * size.table[1] * 32 if resume else 0
-    text = f"about {memory.shown(needed)} of memory needed, {memory.shown(free)} available"
-    if notice:
-        kept = f"; {memory.shown(disk)} of disk for {resume}" if resume else ""
-        notice(f"streaming {memory.shown(size.stored)} of weights, {dtype}: {text}{kept}")
-    if needed > free:
-        raise memory.TooLittle(f"{files.name} is too large even part by part: {text}")
+    width = memory.check_streamed(files, dtype, live, comparison.probes, notice)
     state = None
     if resume is not None:
         if dtype != "float32":  # every rung has a state of its own
             resume = resume.with_name(f"{resume.name}.{dtype}")
-        memory.check_disk(resume, disk)
+        tokens = sum(len(probe.tokens) for probe in comparison.probes)
+        memory.check_disk(resume, tokens * width * memory.A_FEATURE, notice)
         stat = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files.weights]
         state = Resume(
             resume,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,11 @@ ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 ORACLE = 8
 BASE = 600_000_000  # Python, PyTorch, transformers and MLX themselves
 WORTH_TELLING = 1_000_000_000
+A_FEATURE = 32  # bytes on disk of one feature of one token between two parts, all sides
 CGROUP = Path("/sys/fs/cgroup")
+
+
+Notice = Callable[[str], None]
 
 
 class TooLittle(EngineError):
@@ -81,9 +85,47 @@ def available() -> int:
         return found
 
 
-def check_disk(path: Path, needed: int) -> None:
+def part_by_part(
+    files: ModelFiles, dtype: str, live: bool, stream: bool | None, notice: Notice | None
+) -> bool:
+    """Whether to stream: as told, or where the whole of both sides would not fit.
+
+    Tells what the whole takes where that is much. Raises TooLittle where `stream` is False and it
+    does not fit.
+    """
+    if stream:
+        return True
+    size, free = size_of(files), available()
+    whole = size.whole(dtype, live)
+    if whole > free and stream is None:
+        return True
+    text = f"{shown(whole)} of memory needed, {shown(free)} available"
+    if whole > free:
+        raise TooLittle(f"{files.name} as a whole: about {text}; --stream runs it part by part")
+    if notice and whole > WORTH_TELLING:
+        notice(f"{shown(size.stored)} of weights, {dtype}: about {text}")
+    return False
+
+
+def check_streamed(
+    files: ModelFiles, dtype: str, live: bool, probes: Sequence[Probe], notice: Notice | None
+) -> int:
+    """Tell what streaming takes, and raise TooLittle where it is not there; return the width."""
+    size, free = size_of(files), available()
+    needed = size.streamed(dtype, live, probes)
+    text = f"about {shown(needed)} of memory needed, {shown(free)} available"
+    if notice:
+        notice(f"streaming {shown(size.stored)} of weights, {dtype}: {text}")
+    if needed > free:
+        raise TooLittle(f"{files.name} is too large even part by part: {text}")
+    return size.table[1]
+
+
+def check_disk(path: Path, needed: int, notice: Notice | None = None) -> None:
     """Raise TooLittle where a file of `needed` bytes has no room."""
     free = shutil.disk_usage(path.parent).free
+    if notice:
+        notice(f"{path}: about {shown(needed)} of disk needed, {shown(free)} free")
     if needed > free:
         raise TooLittle(
             f"{path} takes {shown(needed)} of disk, and {shown(free)} are free: make room, or name "

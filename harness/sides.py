@@ -11,6 +11,7 @@ from typing import Any
 
 from . import environment
 from .backends import Backend, Request, find_backend, load_backend
+from .backends._streamed import Streamed
 from .comparison import Comparison
 from .errors import BadOption, BadTrace
 from .limits import find_limits
@@ -40,12 +41,7 @@ def load_sides(
     host = replace(request, device=None)
     oracle = twin = None
     if streamed and not _is_golden(reference):
-        if not installed("torch", "transformers"):
-            raise BadOption("streaming needs PyTorch for the oracle, or --reference golden")
-        twin = _streamed(reference, host)
-        whole = twin if reference == "torch" else _streamed("torch", host)
-        oracle = whole.oracle()
-        expected: Reference = LiveReference(request.files, twin, None, 1, greedy=False)
+        expected, oracle, twin = load_streamed_reference(reference, host)
     else:
         expected = load_reference(reference, host)
     seconds[f"load candidate {rung}"] = loaded - begin
@@ -66,6 +62,15 @@ def load_reference(name: str, request: Request, prompts: int = PROMPTS) -> Refer
         return GoldenReference(request.files, request.dtype, name.partition(":")[2])
     twin = load_backend(name, request, others=["golden"])
     return LiveReference(request.files, twin, _truth(twin, request), prompts)
+
+
+def load_streamed_reference(name: str, request: Request) -> tuple[Reference, Streamed, Streamed]:
+    """A live reference that knows its probes and tokens, the oracle, and its twin, part by part."""
+    if not installed("torch", "transformers"):
+        raise BadOption("streaming needs PyTorch for the oracle, or --reference golden")
+    twin = _streamed(name, request)
+    whole = twin if name == "torch" else _streamed("torch", request)
+    return LiveReference(request.files, twin, None, 1, greedy=False), whole.oracle(), twin
 
 
 def default_reference() -> str:

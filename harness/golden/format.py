@@ -176,10 +176,15 @@ def pack(
 
 
 def sketched(evidence: Evidence, probe: Probe, sketch: Sketch, dtype: str) -> Evidence:
-    """Whole evidence with seeded inputs, made small. The noise stays that of the whole arrays."""
+    """Evidence with seeded inputs, made small where it is not yet.
+
+    The noise stays that of the whole arrays.
+    """
     from ..ties import Ties
 
     def small(site: Site, array: np.ndarray) -> np.ndarray:
+        if site in evidence.widths:  # a sketch already
+            return array
         return array.astype(np.int32) if site.kind == "experts" else sketch(array)
 
     expected = {
@@ -187,6 +192,7 @@ def sketched(evidence: Evidence, probe: Probe, sketch: Sketch, dtype: str) -> Ev
         for mode, sites in evidence.expected.items()
     }
     close = {mode: Ties(evidence, mode, dtype).margins() for mode in MODES}
+    wide = {site: array.shape[1] for site, array in evidence.expected[PROPAGATED].items()}
     return replace(
         evidence,
         expected=expected,
@@ -194,7 +200,7 @@ def sketched(evidence: Evidence, probe: Probe, sketch: Sketch, dtype: str) -> Ev
                for m, sites in evidence.noise.items()},
         twin=sketch(evidence.twin),
         sketch=sketch,
-        widths={site: array.shape[1] for site, array in evidence.expected[PROPAGATED].items()},
+        widths={**wide, **evidence.widths},
         known_scores=coarse(evidence.scores, probe.tokens),
         close=close,
     )  # fmt: skip

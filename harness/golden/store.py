@@ -10,7 +10,8 @@ import datetime
 import hashlib
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from .. import environment
 from ..backends import Request
 from ..errors import BadGolden, BadOption
 from ..files import write_whole
-from ..reference import LiveReference, Shapes, with_scales
+from ..memory import Notice, check_streamed, part_by_part
+from ..reference import Shapes, with_scales
+from ..sides import Progress, installed, load_reference, load_streamed_reference
 from ..sketch import COLUMNS, Sketch
+from ..streaming import Course, Stream, new_evidence
 from ..traces import as_bytes
 from ..types import Evidence, Probe, TokenFacts
 from .format import SCHEMA, Content, pack, sketched
@@ -43,6 +47,7 @@ from .manifest import (
 
 LARGE = 5_000_000  # bytes of whole arrays, beyond which a golden holds sketches
 MOST_COLUMNS = 1024
+Found = tuple[list[tuple[Probe, Evidence]], TokenFacts | None]
 
 
 class GoldenReference:
@@ -93,24 +98,40 @@ def record(
     folder: Path,
     *,
     columns: int | None = None,
+    stream: bool | None = None,
     revision: str | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> Path:
     """Run a live reference on every probe and write the golden; return its path.
 
     `columns` are those of its sketches, 0 for whole arrays; None takes whole arrays where they come
-    to less than LARGE bytes. An interrupted recording leaves the old golden as it was.
+    to less than LARGE bytes. `stream` runs it part by part, None where it would not fit into
+    memory: then the golden holds sketches, and no greedy tokens. An interrupted recording leaves
+    the old golden as it was.
     """
-    from ..sides import load_reference
-
     if columns is not None and not (columns == 0 or 1 <= columns <= MOST_COLUMNS):
         raise BadOption(f"--columns {columns}: 0 for whole arrays, or up to {MOST_COLUMNS}")
-    files = find_model(model, revision)
-    live = load_reference(reference, Request(files, dtype), prompts=1)
-    if not isinstance(live, LiveReference) or not live.has_oracle:
+    request = Request(find_model(model, revision), dtype)
+    if reference.partition(":")[0] in ("golden", "trace") or not installed("torch", "transformers"):
         raise BadGolden(
             f"reference {reference!r} has no oracle to record: PyTorch must be installed"
         )
+    if part_by_part(request.files, dtype, True, stream, notice):
+        if columns == 0:
+            raise BadOption("--columns 0: whole arrays need the whole model in memory")
+        found, facts = _streamed(request, reference, columns or COLUMNS, progress, notice)
+    else:
+        found, facts = _whole(request, reference, columns, progress)
+    arrays, metadata = pack(found, facts)
+    return _write(folder, request.files, reference, dtype, arrays, metadata)
+
+
+def _whole(
+    request: Request, reference: str, columns: int | None, progress: Progress | None
+) -> Found:
+    """Evidence of all probes, one after the other."""
+    live = load_reference(reference, request, prompts=1)
     found: list[tuple[Probe, Evidence]] = []
     for index, probe in enumerate(live.probes):
         if progress:
@@ -120,10 +141,31 @@ def record(
             columns = COLUMNS if _whole_bytes(probe, evidence, live.probes) > LARGE else 0
         if columns:
             probe = with_scales(probe, evidence)
-            evidence = sketched(live.evidence(probe), probe, Sketch(columns), dtype)
+            evidence = sketched(live.evidence(probe), probe, Sketch(columns), request.dtype)
         found.append((probe, evidence))
-    arrays, metadata = pack(found, live.tokens())
-    return _write(folder, files, reference, dtype, arrays, metadata)
+    return found, live.tokens()
+
+
+def _streamed(
+    request: Request,
+    reference: str,
+    columns: int,
+    progress: Progress | None,
+    notice: Notice | None,
+) -> Found:
+    """Evidence of all probes together, part by part, as sketches."""
+    live, oracle, twin = load_streamed_reference(reference, request)
+    check_streamed(request.files, request.dtype, True, live.probes, notice)
+    sketch = Sketch(columns)
+    courses = [Course(probe, new_evidence(), seeded=True) for probe in live.probes]
+    Stream(
+        courses, request.dtype, oracle=oracle, twin=twin, keep=lambda site, array: sketch(array)
+    ).run(progress=progress)
+    found = []
+    for course in courses:
+        probe = replace(course.probe, scales=tuple(course.scales))
+        found.append((probe, sketched(course.evidence, probe, sketch, request.dtype)))
+    return found, live.tokens()
 
 
 def _whole_bytes(probe: Probe, evidence: Evidence, probes: Sequence[Probe]) -> int:
