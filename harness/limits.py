@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Limits:
     rows: Mapping[tuple[str, str, str], Row]
     low: Mapping[str, float]
     calibrated: bool = True  # False where another class's table stands in
+    longest: int = 0  # terms of the model's longest products
+    wider: float = 1.0  # because of those, by `products.py`
 
     def row(self, measure: str, dtype: str, kind: str) -> Row:
         """The row of a kind of probe; for one never measured, the widest of its measure."""
@@ -58,7 +60,11 @@ class Limits:
             widest = max(rows, key=lambda row: row.limit)
             scatter, runs = max(r.scatter for r in rows), min(r.runs for r in rows)
             found = Row(widest.limit, scatter, runs, widest.benign)
-        return found
+        return replace(found, limit=found.limit * self.wider)
+
+    def widened(self, longest: int, wider: float) -> Limits:
+        """The same limits for a model whose products are so long, `wider` times as wide."""
+        return replace(self, longest=longest, wider=max(1.0, wider))
 
     @property
     def runs(self) -> int:
@@ -75,6 +81,8 @@ class Limits:
             "share": share,
             "confidence": CONFIDENCE,
             "calibrated": self.calibrated and share is not None,
+            "longest_product": self.longest,
+            "wider": self.wider,
         }
 
 

@@ -34,12 +34,16 @@ class TooLittle(EngineError):
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters of a model: all of them, those of its largest block, and of its largest table."""
+    """Parameters of a model: all of them, those of its largest block, and of its largest table.
+
+    `longest` is the largest dimension of a matrix in a block: how long products get.
+    """
 
     stored: int  # bytes on disk
     parameters: int
     block: int
     table: tuple[int, int]
+    longest: int = 0
 
     def whole(self, dtype: str, live: bool) -> int:
         """Memory with all sides loaded; `live` where PyTorch and the oracle are."""
@@ -62,17 +66,17 @@ def size_of(files: ModelFiles) -> Size:
         return Size(stored, stored // 2, 0, (0, 0))
     tensors = read_weights(files)
     blocks: dict[int, int] = {}
-    table = (0, 0)
+    table, longest = (0, 0), 0
     for name, array in tensors.items():
         block = block_of(name)
         if block is not None:
             blocks[block] = blocks.get(block, 0) + array.size
+            longest = max(longest, *array.shape[-2:]) if array.ndim > 1 else longest
         elif array.ndim == 2:
             table = max(table, (array.shape[0], array.shape[1]), key=math.prod)
     stored = sum(array.nbytes for array in tensors.values())
-    return Size(
-        stored, sum(a.size for a in tensors.values()), max(blocks.values(), default=0), table
-    )
+    parameters = sum(array.size for array in tensors.values())
+    return Size(stored, parameters, max(blocks.values(), default=0), table, longest)
 
 
 def available() -> int:

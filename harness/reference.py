@@ -22,6 +22,7 @@ from .backends import Backend
 from .errors import BadTrace
 from .metrics import relative_error
 from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of
+from .products import growth
 from .seeded import block_input, exponent_for
 from .ties import Ties
 from .types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
@@ -39,6 +40,10 @@ class Reference(Protocol):
 
     @property
     def probes(self) -> list[Probe]: ...
+
+    def growth(self, length: int) -> float:
+        """How its rounding grows in products of so many terms, see `products.growth`."""
+        ...
 
     def more(self, kind: str, i: int) -> Probe | None:
         """The i-th probe of a kind; None where there is no further one."""
@@ -120,6 +125,9 @@ class LiveReference:
         prompt = next(p for kind in ("text", "random") for p in probes if p.kind == kind)
         return [*probes, self.continued(prompt)]
 
+    def growth(self, length: int) -> float:
+        return growth(getattr(self._twin, "sums", "torch"), length, self.dtype)
+
     def more(self, kind: str, i: int) -> Probe | None:
         if self.recorded:
             return None
@@ -197,6 +205,7 @@ class Remembered:
         self.name, self.dtype = reference.name, reference.dtype
         self.recorded = reference.recorded
         self.more, self.weights, self.tokens = reference.more, reference.weights, reference.tokens
+        self.growth = reference.growth
         self._reference = reference
         self._found: dict[Hashable, Evidence | None] = {}
 

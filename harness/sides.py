@@ -15,6 +15,8 @@ from .backends._streamed import Streamed
 from .comparison import Comparison
 from .errors import BadOption, BadTrace
 from .limits import find_limits
+from .memory import size_of
+from .products import growth
 from .reference import PROMPTS, LiveReference, Oracle, Reference, Truth
 from .streaming import StreamedComparison
 from .types import Probe
@@ -46,7 +48,9 @@ def load_sides(
         expected = load_reference(reference, host)
     seconds[f"load candidate {rung}"] = loaded - begin
     seconds[f"load reference {rung}"] = time.perf_counter() - loaded
-    limits = find_limits(environment.device_class(actual.device))
+    longest = size_of(request.files).longest
+    wider = growth(getattr(actual, "sums", "plain"), longest, rung) / expected.growth(longest)
+    limits = find_limits(environment.device_class(actual.device)).widened(longest, wider)
     known = request.files, expected, actual, _probes(expected, actual), limits, progress
     return StreamedComparison(*known, oracle, twin) if streamed else Comparison(*known)
 

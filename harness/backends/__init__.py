@@ -47,7 +47,8 @@ class Backend(Protocol):
 
     A backend that lacks a part returns None for it (`weights`, `expected_weights`, `tokens`), and
     says so in `limits`: {"sites": "no taps", ...}; the checks that need the part are skipped with
-    that reason, and so is a check whose own name stands there.
+    that reason, and so is a check whose own name stands there. One that adds as MLX or PyTorch do
+    on this machine says so in `sums` ("mlx", "torch", see `products.py`).
     """
 
     name: str

@@ -29,6 +29,8 @@ LIMITS = ("observer", "greedy", "cache", "batch", "repeat")
 class StreamedMLX:
     """A backend of MLX modules, part by part; `make` builds it with lazy arrays."""
 
+    sums = "mlx"
+
     def __init__(self, files: ModelFiles, make: Callable[[], Any]) -> None:
         self._make, self._shards = make, Shards(files)
         side = make()

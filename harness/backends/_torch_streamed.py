@@ -29,6 +29,7 @@ class StreamedTorch:
     """The reference at one dtype, part by part; or its oracle, made of the parts of `lifts`."""
 
     name = "torch"
+    sums = "torch"
     device = "cpu"
     limits: Mapping[str, str] = {}
 

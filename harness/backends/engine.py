@@ -46,6 +46,7 @@ class EngineBackend:
     """`engine.load(model)` at one dtype."""
 
     name = "engine"
+    sums = "mlx"
     limits: Mapping[str, str] = {}
 
     def __init__(self, files: ModelFiles, dtype: str, device: str) -> None:

@@ -55,6 +55,7 @@ class MLXLMBackend:
     """`mlx_lm.utils.load_model` at one dtype."""
 
     name = "mlx-lm"
+    sums = "mlx"
 
     def __init__(self, files: ModelFiles, dtype: str, device: str, lazy: bool = False) -> None:
         """`lazy` leaves every array to be read when it is used first."""

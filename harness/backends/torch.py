@@ -63,6 +63,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    sums = "torch"
     device = "cpu"
     limits: Mapping[str, str] = {}
 

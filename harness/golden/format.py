@@ -45,6 +45,7 @@ class Content:
                 site: _positive(entry["width"])
                 for site, entry in zip(self._sites, record["sites"], strict=True)
             }
+            self.growth = float(record.get("growth", 1.0))
             self.facts = _facts(record["tokens"])
             self._noise = {p["name"]: p["noise"] for p in record["probes"]}
             self.probes = [self._probe(p) for p in record["probes"]]
@@ -136,9 +137,12 @@ class Content:
 
 
 def pack(
-    found: Sequence[tuple[Probe, Evidence]], facts: TokenFacts | None
+    found: Sequence[tuple[Probe, Evidence]], facts: TokenFacts | None, growth: float
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a golden file. Evidence that is to be a sketch is one already."""
+    """Arrays and metadata of a golden file. Evidence that is to be a sketch is one already.
+
+    `growth` is the reference's, in products as long as the model's.
+    """
     arrays: dict[str, np.ndarray] = {}
     probes: list[dict[str, Any]] = []
     sites: dict[Site, int] = {}
@@ -167,6 +171,7 @@ def pack(
         probes.append(entry)
     record = {
         "sketch": sketch and sketch.columns,
+        "growth": growth,
         "sites": [{**vars(site), "width": width} for site, width in sites.items()],
         "probes": probes,
         "tokens": facts

@@ -25,8 +25,8 @@ from .. import environment
 from ..backends import Request
 from ..errors import BadGolden, BadOption
 from ..files import write_whole
-from ..memory import Notice, check_streamed, part_by_part
-from ..reference import Shapes, with_scales
+from ..memory import Notice, check_streamed, part_by_part, size_of
+from ..reference import Reference, Shapes, with_scales
 from ..sides import Progress, installed, load_reference, load_streamed_reference
 from ..sketch import COLUMNS, Sketch
 from ..streaming import Course, Stream, new_evidence
@@ -47,7 +47,7 @@ from .manifest import (
 
 LARGE = 5_000_000  # bytes of whole arrays, beyond which a golden holds sketches
 MOST_COLUMNS = 1024
-Found = tuple[list[tuple[Probe, Evidence]], TokenFacts | None]
+Found = tuple[Reference, list[tuple[Probe, Evidence]]]
 
 
 class GoldenReference:
@@ -76,6 +76,9 @@ class GoldenReference:
         if found is None:
             raise BadGolden(f"probe {probe.name!r} is not in the golden {self.entry['file']}")
         return found
+
+    def growth(self, length: int) -> float:
+        return self._content.growth
 
     def more(self, kind: str, i: int) -> None:
         return None
@@ -120,10 +123,10 @@ def record(
     if part_by_part(request.files, dtype, True, stream, notice):
         if columns == 0:
             raise BadOption("--columns 0: whole arrays need the whole model in memory")
-        found, facts = _streamed(request, reference, columns or COLUMNS, progress, notice)
+        live, found = _streamed(request, reference, columns or COLUMNS, progress, notice)
     else:
-        found, facts = _whole(request, reference, columns, progress)
-    arrays, metadata = pack(found, facts)
+        live, found = _whole(request, reference, columns, progress)
+    arrays, metadata = pack(found, live.tokens(), live.growth(size_of(request.files).longest))
     return _write(folder, request.files, reference, dtype, arrays, metadata)
 
 
@@ -143,7 +146,7 @@ def _whole(
             probe = with_scales(probe, evidence)
             evidence = sketched(live.evidence(probe), probe, Sketch(columns), request.dtype)
         found.append((probe, evidence))
-    return found, live.tokens()
+    return live, found
 
 
 def _streamed(
@@ -165,7 +168,7 @@ def _streamed(
     for course in courses:
         probe = replace(course.probe, scales=tuple(course.scales))
         found.append((probe, sketched(course.evidence, probe, sketch, request.dtype)))
-    return found, live.tokens()
+    return live, found
 
 
 def _whole_bytes(probe: Probe, evidence: Evidence, probes: Sequence[Probe]) -> int:

@@ -157,10 +157,16 @@ def _limits(calibration: dict) -> str:
         )
         return f"\nlimits: uncalibrated for {device} ({why}); harness calibrate measures them"
     confidence = calibration["confidence"]
-    return (
+    text = (
         f"\nlimits: calibrated for {device}, each above {share:.0%} of harmless runs at "
         f"{confidence:.0%} confidence ({runs} or more)"
     )
+    if calibration["wider"] > 1:
+        text += (
+            f"\nand {calibration['wider']:.1f} times wider: so much faster than the reference's does "
+            f"rounding grow here in products of {calibration['longest_product']:,} terms"
+        )
+    return text
 
 
 def _end(verdict: Verdict) -> Text:
