@@ -91,7 +91,9 @@ def compare(
         comparison.probes = _of_kinds(comparison.probes, kinds)
         comparison.depth = depth
         if isinstance(comparison, StreamedComparison):
+            begin = time.perf_counter()
             _observe_all(comparison, reference, resume, notice)
+            _add(verdict.seconds, f"stream {rung}", time.perf_counter() - begin)
         if until_decided:
             comparison.settle()
         ask(comparison, questions, verdict)
