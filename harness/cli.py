@@ -249,6 +249,38 @@ def verify(
         print(f"ok  {entry}")
 
 
+@golden.command("list")
+def list_goldens(folder: GoldenFolder = Path("golden")) -> None:
+    """Every golden: model, reference, dtype, size, date, device, versions."""
+    from .golden.manifest import read_manifest
+    from .report.goldens import listed
+
+    _console().print(listed(read_manifest(folder)["goldens"]))
+
+
+@golden.command()
+def show(file: Annotated[Path, typer.Argument(help="A golden, traces/NAME.safetensors.")]) -> None:
+    """Where a golden comes from, what it holds, and its probes."""
+    from .golden.difference import read_golden
+    from .report.goldens import shown
+
+    _console().print(shown(*read_golden(file)))
+
+
+@golden.command()
+def diff(
+    one: Annotated[Path, typer.Argument(help="A golden.")],
+    other: Annotated[Path, typer.Argument(help="Another golden of the same weights.")],
+) -> int:
+    """What moved between two goldens; exit status 1 where an answer could be another one."""
+    from .golden.difference import difference
+    from .report.goldens import different
+
+    found = difference(one, other)
+    _console().print(different(found))
+    return int(found.moved)
+
+
 OnlyModel = Annotated[str | None, typer.Option("--model", help="Only goldens of this model.")]
 
 

@@ -24,7 +24,7 @@ from .reference import LiveReference, Reference, has_tokenizer
 from .resume import Resume
 from .sides import Candidate, Progress, default_reference, load_sides
 from .streaming import StreamedComparison
-from .types import ERROR, SKIP, CheckResult, Probe, Verdict
+from .types import ERROR, FAIL, INCONCLUSIVE, SKIP, CheckResult, Probe, Verdict
 
 DEPTHS = ("block", "module")
 ALLOWABLE = ("remote-code", "pickle")
@@ -138,10 +138,32 @@ def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Ve
             verdict.checks.append(result)
         if result.verdict == ERROR:
             break  # no number of this rung would mean anything
+    _tell_stale(comparison, verdict)
     diffs, decisions = comparison.judged_sites()
     verdict.sites += [*diffs, *comparison.inner]
     verdict.decisions += [*decisions, *comparison.decisions]
     verdict.diagnosis = diagnose(verdict)
+
+
+def _tell_stale(comparison: Comparison, verdict: Verdict) -> None:
+    """Where a golden is what a candidate fails against, ask whether the golden is to blame.
+
+    Of a stale one no failure counts, but those of the weights, which are the model's own.
+    """
+    from .golden.store import GoldenReference
+
+    rung = comparison.dtype
+    failed = [c for c in verdict.checks if c.verdict == FAIL and c.dtype == rung]
+    numeric = [check for check in failed if check.name != "weights"]
+    if not numeric or not isinstance(comparison.reference, GoldenReference):
+        return
+    from .golden.freshness import freshness
+
+    result = replace(freshness(comparison, comparison.reference), dtype=rung)
+    verdict.checks.append(result)
+    for check in numeric if result.verdict == ERROR else ():
+        check.verdict, check.divergence = INCONCLUSIVE, None
+        check.reason = f"the golden is stale: {check.reason}"
 
 
 def _rungs(candidate: Candidate, reference: str, request: Request) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from .types import Probe
 
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 ORACLE = 8
-BASE = 600_000_000  # Python, PyTorch, transformers and MLX themselves
+BASE = 800_000_000  # Python, PyTorch, transformers and MLX themselves
 WORTH_TELLING = 1_000_000_000
 A_FEATURE = 32  # bytes on disk of one feature of one token between two parts, all sides
 CGROUP = Path("/sys/fs/cgroup")
@@ -52,9 +52,10 @@ class Size:
     def streamed(self, dtype: str, live: bool, probes: Sequence[Probe]) -> int:
         """Memory with one part of one side at a time."""
         rows, width = self.table
-        held = ITEM[dtype] + (live * ORACLE or ITEM[dtype])
-        block = self.block * (held + ITEM[dtype])  # read, then cast or lifted
-        head = min(rows, AT_ONCE) * width * (held + ITEM[dtype])
+        # What was read, a cast of it, the reference; and the oracle that is lifted from that.
+        each = 2 + 2 * ITEM[dtype] + live * ORACLE
+        block = self.block * each
+        head = min(rows, AT_ONCE) * width * each
         tokens = sum(len(probe.tokens) for probe in probes)
         return BASE + max(block, head) + tokens * (rows * 24 + width * 48)
 

@@ -93,7 +93,8 @@ class Tensors:
         if array.dtype.kind not in "iu" and array.dtype not in (np.float32, np.float64):
             array = array.astype(np.float32)
         if finite and not np.isfinite(array).all():
-            raise self.wrong(f"{name!r} holds NaN or infinity{_where(array)}")
+            at = int(np.flatnonzero(~np.isfinite(array).reshape(-1, array.shape[-1]).all(1))[0])
+            raise self.wrong(f"{name!r} holds NaN or infinity, first in row {at}")
         return array
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -136,7 +137,7 @@ class Trace:
         keys = self._keys.get(probe.name, {}).get(mode, {})
         for site in sorted(keys, key=_place):
             if part is None or within(site, part):
-                yield site, self._tensors.read(keys[site])
+                yield site, self._rows(keys[site])
 
     @property
     def blocks(self) -> int:
@@ -174,7 +175,7 @@ class Trace:
     def width(self) -> int | None:
         """Columns of the logits."""
         keys = (found.get(PROPAGATED, {}).get(LOGITS) for found in self._keys.values())
-        return next((self._tensors.shape(key)[-1] for key in keys if key), None)
+        return next((self._shape(key)[-1] for key in keys if key), None)
 
     def _sort(self, key: str) -> None:
         """Put a key of the file where it belongs."""
@@ -192,6 +193,15 @@ class Trace:
         if site in sites:
             raise self._wrong(f"{sites[site]!r} and {key!r} are the same site")
         sites[site] = key
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        """A shape, without a leading axis of length one where there are three."""
+        shape = self._tensors.shape(key)
+        return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+
+    def _rows(self, key: str) -> np.ndarray:
+        """(T, features)"""
+        return self._tensors.read(key).reshape(self._shape(key))
 
     def _whole(self, key: str) -> np.ndarray:
         """A short list of whole numbers."""
@@ -229,15 +239,15 @@ class Trace:
             raise self._wrong(f"{probe.name}/{ISOLATED} is there, {probe.name}/{SCALES} is not")
         for mode, sites in modes.items():
             for site in sorted(sites, key=_place):
-                shape = self._tensors.shape(sites[site])
+                shape = self._shape(sites[site])
                 if len(shape) != 2 or shape[0] != len(probe.tokens) or not shape[1]:
                     raise self._wrong(
                         f"{sites[site]!r} has shape {list(shape)}: "
                         f"({len(probe.tokens)}, features) is expected"
                     )
-                self._tensors.read(sites[site])
+                self._rows(sites[site])
             if LOGITS in sites:
-                columns = self._tensors.shape(sites[LOGITS])[1]
+                columns = self._shape(sites[LOGITS])[1]
                 if columns != self.width or max(probe.tokens) >= columns:
                     raise self._wrong(
                         f"{sites[LOGITS]!r} has {columns} columns, others {self.width}, and token "
@@ -277,12 +287,6 @@ def _place(site: Site) -> tuple[int, int, str]:
     """Execution order."""
     order = {"embedding": -1, "norm": 1 << 30, "logits": (1 << 30) + 1}
     return order.get(site.kind, site.block or 0), site.kind == "block", site.part
-
-
-def _where(array: np.ndarray) -> str:
-    if array.ndim != 2:
-        return ""
-    return f" at token {int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])}"
 
 
 def _reason(cause: BaseException) -> str:

@@ -40,10 +40,10 @@ class Content:
             self._arrays = {name: tensors.read(name) for name in tensors.names}
             columns = record["sketch"]
             self.sketch = None if columns is None else Sketch(_positive(columns))
-            self._sites = [_site(site) for site in record["sites"]]
+            self.sites = [_site(site) for site in record["sites"]]
             self._widths = {
                 site: _positive(entry["width"])
-                for site, entry in zip(self._sites, record["sites"], strict=True)
+                for site, entry in zip(self.sites, record["sites"], strict=True)
             }
             self.growth = float(record.get("growth", 1.0))
             self.facts = _facts(record["tokens"])
@@ -76,13 +76,13 @@ class Content:
         expected = {
             mode: {
                 site: arrays[key]
-                for site in self._sites
+                for site in self.sites
                 if (key := f"{name}/{mode}/{name_of(site)}") in arrays
             }
             for mode in MODES
         }
         noise = {
-            mode: {s: float(n) for s, n in zip(self._sites, levels, strict=True) if n is not None}
+            mode: {s: float(n) for s, n in zip(self.sites, levels, strict=True) if n is not None}
             for mode, levels in self._noise[name].items()
         }
         close: dict[str, dict[int, np.ndarray]] = {mode: {} for mode in MODES}

@@ -60,7 +60,7 @@ class GoldenReference:
     recorded = True
 
     def __init__(self, files: ModelFiles, dtype: str, argument: str = "") -> None:
-        self.dtype, self._files = dtype, files
+        self.dtype, self.files = dtype, files
         self.entry, path = find_golden(files, dtype, argument or "torch")
         self.name = f"golden:{self.entry['reference']}"
         check_hash(path, self.entry)
@@ -88,7 +88,7 @@ class GoldenReference:
 
     def weights(self) -> Mapping[str, Any]:
         """The model's own tensors: `find_golden` has seen that they are the recorded ones."""
-        return read_weights(self._files)
+        return read_weights(self.files)
 
     def tokens(self) -> TokenFacts | None:
         return self._content.facts

@@ -163,8 +163,8 @@ def _limits(calibration: dict) -> str:
     )
     if calibration["wider"] > 1:
         text += (
-            f"\nand {calibration['wider']:.1f} times wider: so much faster than the reference's does "
-            f"rounding grow here in products of {calibration['longest_product']:,} terms"
+            f"\nand {calibration['wider']:.1f} times wider: in products of "
+            f"{calibration['longest_product']:,} terms rounding grows so much more here"
         )
     return text
 
