@@ -16,6 +16,7 @@ import numpy as np
 from .backends import Observe
 from .backends._streamed import Streamed, before, parts
 from .comparison import Comparison, Measure
+from .memory import give_back_freed
 from .reference import Errors, exponent_for, rounded
 from .seeded import block_input
 from .ties import Ties
@@ -165,6 +166,7 @@ class Stream:
                     side.run(course.probe.tokens, part, mode, fed, watch)
                 if part in given:
                     course.values[name] = given[part]
+        give_back_freed()
 
     def _true(self, index: int, mode: str) -> Observe:
         return self.courses[index].evidence.expected[mode].__setitem__

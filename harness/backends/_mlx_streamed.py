@@ -110,6 +110,9 @@ class StreamedMLX:
     def weights(self) -> Mapping[str, Any]:
         return self._make().weights()
 
+    def checkpoint(self) -> None:
+        return None
+
     def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._make().expected_weights(reference)
 
