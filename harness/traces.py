@@ -13,6 +13,7 @@ is believed before it is checked.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -266,11 +267,16 @@ class Trace:
 
 
 def as_bytes(arrays: Mapping[str, np.ndarray], schema: str = SCHEMA, **metadata: str) -> bytes:
-    """A file of these keys."""
+    """A file of these keys; the same bytes for the same content."""
     from safetensors.numpy import save
 
     contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-    return save(contiguous, metadata={"schema": schema, **metadata})
+    data = save(contiguous, metadata={"schema": schema, **metadata})
+    # The library writes metadata in an order that chance decides.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def described(probe: Probe) -> dict[str, np.ndarray]:

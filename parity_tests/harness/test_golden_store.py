@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -191,3 +192,231 @@ def test_the_digest_is_of_the_tensors_not_of_the_file(tiny_llama, tmp_path):
 def test_no_golden_says_how_to_make_one(random_model):
     with pytest.raises(BadGolden, match="harness golden record --model"):
         GoldenReference(find_model(random_model("llama", "tied")), "float32")
+
+
+# Stale or regression
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Record goldens of a small random model in a folder of their own; `find` sees no others."""
+    from harness.random_models import config_of, write_model
+
+    model = write_model(tmp_path / "models" / "small", config_of("llama", "tied"))
+    monkeypatch.setattr("harness.golden.manifest.golden_folders", lambda files: [tmp_path])
+
+    def make(**how):
+        record(str(model), "torch", "float32", tmp_path, **how)
+        return model
+
+    return make
+
+
+def other_norm(monkeypatch):
+    """Another version of transformers, whose norms add an epsilon ten times as large."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    whole = LlamaRMSNorm.__init__
+
+    def init(self, size, eps=1e-6):
+        whole(self, size, eps * 10)
+
+    monkeypatch.setattr(LlamaRMSNorm, "__init__", init)
+
+
+def test_a_stale_golden_is_no_regression(recorded, command, monkeypatch, tmp_path):
+    with pytest.MonkeyPatch.context() as elsewhere:
+        other_norm(elsewhere)
+        model = recorded()
+    manifest = tmp_path / "MANIFEST.json"
+    manifest.write_text(manifest.read_text().replace('"5.', '"4.'))  # of transformers
+    result = command("harness", "compare", "--model", model, "--reference", "golden")
+    assert result.status == 2
+    assert "STALE" in result.err and "transformers 4." in result.err and "here " in result.err
+    assert "harness golden record --model" in result.err
+
+
+def test_a_regression_is_not_blamed_on_the_golden(recorded, command, monkeypatch):
+    from harness.backends.engine import EngineBackend
+
+    model, forward = recorded(), EngineBackend.forward
+
+    def off(self, tokens, observe=None, **how):
+        if observe is None:
+            return forward(self, tokens, **how)
+        return forward(self, tokens, lambda s, a: observe(s, a * 1.001), **how)
+
+    monkeypatch.setattr(EngineBackend, "forward", off)
+    result = command("harness", "compare", "--model", model, "--reference", "golden")
+    assert result.status == 1
+    assert "pass  golden" in result.out and "a fresh run of torch agrees with it" in result.out
+
+
+def test_where_nothing_fresh_can_be_run_it_says_so(recorded, command, monkeypatch):
+    from engine.errors import BackendUnavailable
+
+    with pytest.MonkeyPatch.context() as elsewhere:
+        other_norm(elsewhere)
+        model = recorded()
+
+    def gone(name, request):
+        raise BackendUnavailable("no torch")
+
+    monkeypatch.setattr("harness.golden.freshness.load_backend", gone)
+    result = command("harness", "compare", "--model", model, "--reference", "golden")
+    assert result.status == 1
+    assert "cannot be told without torch" in " ".join(result.out.split())
+
+
+# Looked at
+
+
+def test_list_and_show_say_where_goldens_come_from(command, golden):
+    listed = command("harness", "golden", "list", "--golden", golden)
+    assert listed.status == 0 and "tiny-llama" in listed.out and "2.13" in listed.out
+    path = golden / "traces" / "tiny-llama.torch.float32.safetensors"
+    shown = command("harness", "golden", "show", path)
+    for words in ("transformers", "beyond", "whole arrays", "harness golden record"):
+        assert words in shown.out
+
+
+def test_a_sketch_is_shown_as_one(command, recorded, tmp_path):
+    recorded(columns=8)
+    shown = command("harness", "golden", "show", next((tmp_path / "traces").iterdir()))
+    assert "sketches of 8 columns" in shown.out
+
+
+def test_diff_tells_what_moved(command, recorded, tmp_path):
+    recorded()
+    one = tmp_path / "traces" / "small.torch.float32.safetensors"
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "traces").mkdir(parents=True)
+    other = elsewhere / "traces" / one.name
+    for file in (one, tmp_path / "MANIFEST.json"):
+        shutil.copy(file, elsewhere / file.relative_to(tmp_path))
+    same = command("harness", "golden", "diff", one, other)
+    assert same.status == 0 and "did not move at all" in same.out
+    with pytest.MonkeyPatch.context() as patch:
+        other_norm(patch)
+        recorded()
+    moved = command("harness", "golden", "diff", one, other)
+    assert moved.status == 1 and "model.layers.0" in moved.out
+
+
+def test_diff_of_a_sketch_and_the_whole(command, recorded, tmp_path):
+    """Both are brought into one form."""
+    recorded()
+    one = tmp_path / "traces" / "small.torch.float32.safetensors"
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "traces").mkdir(parents=True)
+    for file in (one, tmp_path / "MANIFEST.json"):
+        shutil.copy(file, elsewhere / file.relative_to(tmp_path))
+    recorded(columns=8)
+    result = command("harness", "golden", "diff", elsewhere / "traces" / one.name, one)
+    assert result.status == 0, result.out + result.err
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["diff", "{other}"]])
+def test_files_nobody_recorded_are_one_line(command, golden, tmp_path, arguments):
+    stray = tmp_path / "stray.safetensors"
+    stray.write_bytes(b"")
+    given = [str(stray) if word == "{other}" else word for word in arguments]
+    result = command("harness", "golden", *given, stray)
+    assert result.status == 2 and len(result.err.splitlines()) == 1
+
+
+# Hostile files, whose manifest agrees with them
+
+
+def enter(folder, path):
+    """Write the hash of what is there into the manifest: only the content can be refused."""
+    import hashlib
+
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    (entry,) = manifest["goldens"]
+    entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry["bytes"] = path.stat().st_size
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def rewritten(golden, change):
+    from safetensors.numpy import load_file, save_file
+
+    path = next((golden / "traces").iterdir())
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        metadata = dict(file.metadata())
+    arrays, known = load_file(path), json.loads(metadata["golden"])
+    change(arrays, known)
+    save_file(arrays, path, {**metadata, "golden": json.dumps(known)})
+    enter(golden, path)
+
+
+def dropped(arrays, known):
+    del arrays["text/propagated/model.layers.2"]
+
+
+def not_a_number(arrays, known):
+    arrays["text/isolated/logits"][3, 3] = float("nan")
+
+
+def too_long(arrays, known):
+    import numpy as np
+
+    arrays["text/twin"] = np.zeros((1, 512), np.float32)
+
+
+def no_sites(arrays, known):
+    known["sites"] = []
+
+
+def odd_sites(arrays, known):
+    known["sites"][1]["block"] = "../x"
+
+
+def odd_width(arrays, known):
+    known["sites"][1]["width"] = -4
+
+
+def no_probes(arrays, known):
+    known["probes"] = 7
+
+
+def odd_sketch(arrays, known):
+    known["sketch"] = 16
+
+
+def odd_tokens(arrays, known):
+    known["tokens"]["ids"] = {"a": "b"}
+
+
+@pytest.mark.parametrize("change", [
+    dropped, not_a_number, too_long, no_sites, odd_sites, odd_width, no_probes, odd_sketch,
+    odd_tokens,
+])  # fmt: skip
+def test_a_golden_whose_content_is_wrong_is_one_line(command, golden, change):
+    rewritten(golden, change)
+    model = golden / "models" / "tiny-llama"
+    result = command("harness", "compare", "--model", model, "--reference", "golden")
+    assert result.status == 2 and len(result.err.splitlines()) == 1
+    assert "tiny-llama.torch.float32.safetensors" in result.err
+
+
+def test_any_change_of_bytes_is_read_or_refused(golden, tmp_path_factory):
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+
+    from harness.golden.format import Content
+
+    whole = next((golden / "traces").iterdir()).read_bytes()
+    path = tmp_path_factory.mktemp("fuzzed") / "golden.safetensors"
+
+    @settings(max_examples=40)
+    @given(st.integers(0, 60_000), st.integers(0, 40), st.binary(max_size=40))
+    def fuzz(start, cut, put_in):
+        path.write_bytes(whole[:start] + put_in + whole[start + cut :])
+        with contextlib.suppress(BadGolden):
+            Content(path, "float32")
+
+    fuzz()
