@@ -99,7 +99,8 @@ def run_model(task: Task) -> list[dict[str, Any]]:
     """Plant every fault that a model has a place for, one by one; a clean run comes first.
 
     A task names a model (FAMILY/VARIANT, made at random from its seed, or what `--model` takes),
-    candidate, dtype, and faults (names, or None for all); `prompts` of a kind where not PROMPTS.
+    candidate, dtype, and faults (names, or None for all); `prompts` of a kind where not PROMPTS,
+    `reference` where not torch.
     """
     wanted = all_faults()
     if task["faults"] is not None:
@@ -120,7 +121,7 @@ def _scores(task: Task, wanted: Mapping[str, Fault], files: ModelFiles) -> Itera
 
     request = Request(files, task["dtype"])
     prompts = task.get("prompts", PROMPTS)
-    reference = Remembered(load_reference("torch", request, prompts))
+    reference = Remembered(load_reference(task.get("reference", "torch"), request, prompts))
     probes = _probes(reference, task["seed"])
     try:
         candidate = load_backend(task["candidate"], request)
