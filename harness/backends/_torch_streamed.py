@@ -18,7 +18,15 @@ from . import Observe
 from ._hooks import Hooks, to_numpy
 from ._lift import lifted
 from ._streamed import EMBEDDING, Shards, before, block_of, row_slices, within
-from ._transformers import configuration, decoder_layers, import_torch, last_norm, one_line
+from ._transformers import (
+    configuration,
+    decoder_layers,
+    import_torch,
+    last_norm,
+    one_line,
+    size_of,
+    threads_for,
+)
 
 
 class Reached(Exception):
@@ -44,6 +52,7 @@ class StreamedTorch:
         self._path, self._layers = decoder_layers(self._model)
         self._norm = last_norm(self._model, self._path)
         self.blocks = len(self._layers)
+        self._size = size_of(self._model)
         self._tables = self._find_tables()
         self._in_tuple: bool | None = None  # how a layer gives its output
         held = {name for name, _ in self._tables.values()}
@@ -117,7 +126,7 @@ class StreamedTorch:
     ) -> Any:
         hooks = Hooks(self._model, self._path, self._layers, self._norm, told, feed, None, length)
         try:
-            with self._torch.inference_mode(), self._context(), hooks:
+            with threads_for(self._size), self._torch.inference_mode(), self._context(), hooks:
                 return self._model(**given, use_cache=False)
         except Reached:
             return None

@@ -6,9 +6,10 @@ No family is known here.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from engine.files import PICKLES, ModelFiles
 
 from ..errors import ReferenceUnavailable
 from ._lift import lifted
+
+SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
 
 
 def one_line(error: BaseException) -> str:
@@ -131,6 +134,24 @@ def configuration(transformers: Any, files: ModelFiles) -> Any:
             f"transformers {transformers.__version__} does not accept the configuration of "
             f"{files.folder}: {one_line(error)}"
         ) from None
+
+
+def size_of(model: Any) -> int:
+    """How many parameters, empty ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def threads_for(parameters: int) -> Iterator[None]:
+    """A small model runs on one thread: that is quicker, and the same on any number of cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if parameters < SMALL else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def decoder_layers(model: Any) -> tuple[str, Any]:

@@ -22,13 +22,21 @@ from ._code import code_of
 from ._harmless import CHANGES
 from ._hooks import Hooks, to_numpy
 from ._lift import lifted
-from ._transformers import decoder_layers, import_torch, last_norm, lift, load_model, one_line
+from ._transformers import (
+    decoder_layers,
+    import_torch,
+    last_norm,
+    lift,
+    load_model,
+    one_line,
+    size_of,
+    threads_for,
+)
 
 if TYPE_CHECKING:
     from ._torch_streamed import StreamedTorch
 
 DTYPES = ("float32", "bfloat16", "float16")
-SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
 
 
 def load(request: Request) -> TorchBackend:
@@ -88,7 +96,7 @@ class TorchBackend:
         self._model.eval().requires_grad_(False)
         self._layers_path, self._layers = decoder_layers(self._model)
         self._norm = last_norm(self._model, self._layers_path)
-        self._small = sum(p.numel() for p in self._model.parameters()) < SMALL
+        self._size = size_of(self._model)
 
     def oracle(self) -> TorchBackend:
         """The same weights in float64, all islands lifted."""
@@ -201,17 +209,9 @@ class TorchBackend:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
-        """No gradients, float32 islands lifted for the oracle, and no state of earlier inputs.
-
-        A small model runs on one thread: that is quicker, and the same on any number of cores.
-        """
-        torch, threads = self._torch, self._torch.get_num_threads()
-        with contextlib.ExitStack() as stack:
-            if self._small:
-                torch.set_num_threads(1)
-                stack.callback(torch.set_num_threads, threads)
-            stack.enter_context(torch.inference_mode())
-            stack.enter_context(self._context())
+        """No gradients, float32 islands lifted for the oracle, and no state of earlier inputs."""
+        torch = self._torch
+        with threads_for(self._size), torch.inference_mode(), self._context():
             rotary = getattr(self._model.config, "rope_parameters", None) or {}
             if "dynamic" in str(rotary.get("rope_type", "")):
                 # transformers keeps the base of the longest sequence seen until a short one comes.

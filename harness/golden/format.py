@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BadGolden
+from ..errors import BadGolden, BadTrace
 from ..reference import rounded, seeded_feed
 from ..scores import coarse, read_scores
 from ..sketch import Sketch
@@ -23,6 +23,12 @@ from ..types import LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
 
 SCHEMA = "harness.golden/2"
 KEY = "golden"  # of the JSON in the safetensors metadata
+# What JSON and arrays of the wrong form raise where they are used.
+REFUSED = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError,
+    BadTrace,
+)  # fmt: skip
+WIDEST = 1 << 20  # features of what enters a block
 FED = ("embedding", "block")  # sites in front of what isolated mode feeds
 DROPPED = ("router",)  # of a sketch: `close` says what it was needed for
 
@@ -52,7 +58,7 @@ class Content:
             self._evidence = {probe: self._read(probe) for probe in self.probes}
             for probe, evidence in self._evidence.items():
                 self._check(probe, evidence)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        except REFUSED as cause:
             what = f"{cause} is missing" if isinstance(cause, KeyError) else str(cause)
             raise tensors.wrong(what) from None
 
@@ -113,6 +119,10 @@ class Content:
     def _check(self, probe: Probe, evidence: Evidence) -> None:
         """Raise ValueError for arrays that do not fit each other."""
         length, scores = len(probe.tokens), evidence.scores
+        wide = [self._widths[s] for s in evidence.expected[PROPAGATED] if s.kind in FED]
+        if max(wide, default=0) > WIDEST:
+            raise ValueError(f"a site has {max(wide)} features")
+        self._feed(probe, evidence)
         if self.sketch and probe.scales is None:
             raise ValueError(f"probe {probe.name!r} is a sketch without scales")
         if (

@@ -21,6 +21,9 @@ from ..files import write_whole
 
 NAME = "MANIFEST.json"
 SCHEMA = "harness.manifest/1"
+TEXTS = ("file", "sha256", "model", "weights", "dtype", "reference")
+MORE_TEXTS = ("config", "tokenizer", "python", "platform", "command", "date", "source")
+TABLES = ("device", "packages")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -32,13 +35,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"schema {manifest['schema']!r}, not {SCHEMA!r}")
         for entry in manifest["goldens"]:
-            if missing := {"file", "sha256", "model", "weights", "dtype", "reference"} - set(entry):
-                raise ValueError(f"an entry without {sorted(missing)[0]!r}")
+            _check_entry(entry)
         return manifest
     except FileNotFoundError:
         raise BadGolden(f"{path} does not exist: harness golden record makes it") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadGolden(f"{path} is not a manifest of goldens: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadGolden(f"{path} is not a manifest of goldens: {reason}") from None
+
+
+def _check_entry(entry: Mapping[str, Any]) -> None:
+    """Raise ValueError for an entry that lacks something, or has it in another form."""
+    if missing := [key for key in TEXTS if key not in entry]:
+        raise ValueError(f"an entry without {missing[0]!r}")
+    for kind, keys in ((str, (*TEXTS, *MORE_TEXTS)), (dict, TABLES), (int, ("bytes",))):
+        for key in keys:
+            if key in entry and type(entry[key]) is not kind:
+                raise ValueError(f"an entry whose {key} is {str(entry[key])[:40]!r}")
 
 
 def find_golden(files: ModelFiles, dtype: str, reference: str) -> tuple[dict[str, Any], Path]:
@@ -73,7 +86,8 @@ def golden_folders(files: ModelFiles) -> Iterator[Path]:
 
 def contained(file: str, folder: Path) -> str:
     """A file name of the manifest, which must stay inside its folder."""
-    if Path(file).is_absolute() or ".." in Path(file).parts:
+    odd = set(file) & set("\\\0\n\r")
+    if Path(file).is_absolute() or ".." in Path(file).parts or odd or not file:
         raise BadGolden(f"{folder / NAME} names {file!r}, outside its folder")
     return file
 
