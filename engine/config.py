@@ -8,13 +8,21 @@ defaults it has, stands in its file in `architectures/`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import InvalidConfig, UnsupportedArchitecture
 from .spec import RopeSpec
 
 _REQUIRED = object()
+_ROPE_KEYS = {
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor",
+    "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
+    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+    "short_factor", "long_factor",
+}  # fmt: skip
 
 
 class Config:
@@ -85,63 +93,75 @@ class Config:
         theta_key: str = "rope_theta",
         default_theta: float = 10000.0,
         scaled: bool = True,
-        partial: bool = False,
+        part: float | None = None,
+        part_key: str = "partial_rotary_factor",
+        pairs: str = "halves",
     ) -> RopeSpec:
         """The rotary embedding of one layer type, in either spelling.
 
-        `theta_key` is the family's top-level spelling of the base; `scaled` says whether a
-        top-level `rope_scaling` applies to this layer type, `partial` whether the family rotates a
-        part of the head width at all. Precedence as in transformers 5:
-        `rope_scaling`, then `rope_parameters`, then top-level keys, then the default.
+        `theta_key` and `part_key` are the family's top-level spellings of the base and of the share
+        of the head width that is rotated; `part` is the default of the latter, None where the
+        family rotates whole heads. `scaled` says whether a top-level `rope_scaling` applies to this
+        layer type. Precedence as in transformers 5: `rope_scaling`, then `rope_parameters`, then
+        top-level keys, then the default.
         """
         nested = self._get("rope_parameters", {}, dict)
-        if layer_type is not None and any(isinstance(v, Mapping) for v in nested.values()):
+        by_layer = any(isinstance(value, Mapping) for value in nested.values())
+        if layer_type is not None and by_layer:
             nested = nested.get(layer_type) or {}
         scaling = self._get("rope_scaling", {}, dict) if scaled else {}
         merged = {**nested, **scaling} if layer_type is not None else dict(scaling or nested)
         kind = merged.get("rope_type", merged.get("type", "default"))
-        theta = merged.get("rope_theta") or self.number(theta_key, default_theta)
-        part = merged.get("partial_rotary_factor") or self.number("partial_rotary_factor", 1.0)
-        if part != 1.0 and not partial:
-            raise UnsupportedArchitecture(
-                f"partial_rotary_factor is {part!r} in {self.where}: the family rotates whole heads"
-            )
-
-        length = self.integer("max_position_embeddings", 2048)
-        if kind != "dynamic":
-            length = (
-                self.raw.get("original_max_position_embeddings")
-                or merged.get("original_max_position_embeddings")
-                or length
-            )
-        known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"}
-        known |= {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-        if unknown := set(merged) - known:
+        if unknown := set(merged) - _ROPE_KEYS - {theta_key, part_key}:
             raise UnsupportedArchitecture(
                 f"rotary setting {sorted(unknown)[0]!r} in {self.where}: not supported for {kind!r}"
             )
-        for key, value in (("rope_theta", theta), ("partial_rotary_factor", part)):
+        theta = merged.get("rope_theta") or self.number(theta_key, default_theta)
+        share = merged.get("partial_rotary_factor") or self.number(part_key, part or 1.0)
+        if share != 1.0 and part is None:
+            raise UnsupportedArchitecture(
+                f"{part_key} is {share!r} in {self.where}: the family rotates whole heads"
+            )
+        for key, value in ((theta_key, theta), (part_key, share)):
             if not isinstance(value, (int, float)) or value <= 0:
                 raise InvalidConfig(f"{key} is {value!r} in {self.where}: it must be above 0")
-        needed = {"linear": ("factor",), "dynamic": ("factor",)}.get(kind, ())
+        longest = self.integer("max_position_embeddings", 2048)
+        before = self.raw.get("original_max_position_embeddings")
+        before = before or merged.get("original_max_position_embeddings") or longest
+        if kind == "dynamic":
+            before = longest
+        scale = _Scaling(kind, merged, self.where)
+        dims = int(head_dim * share)
+        rope = RopeSpec(dims, float(theta), pairs, kind, original_length=int(before))
+        if kind in ("linear", "dynamic"):
+            return replace(rope, factor=scale.positive("factor"))
         if kind == "llama3":
-            needed = ("factor", "low_freq_factor", "high_freq_factor")
-        for key in needed:
-            value = merged.get(key)
-            if not isinstance(value, (int, float)) or value <= 0:
-                raise InvalidConfig(
-                    f"rotary scaling {kind!r} in {self.where} has {key} {value!r}: "
-                    "a number above 0 is needed"
-                )
-        return RopeSpec(
-            dims=int(head_dim * part),
-            theta=float(theta),
-            type=kind,
-            factor=float(merged.get("factor") or 1.0),
-            low_freq_factor=float(merged.get("low_freq_factor") or 1.0),
-            high_freq_factor=float(merged.get("high_freq_factor") or 4.0),
-            original_length=int(length),
-        )
+            low, high = scale.positive("low_freq_factor"), scale.positive("high_freq_factor")
+            return replace(
+                rope, factor=scale.positive("factor"), low_freq_factor=low, high_freq_factor=high
+            )
+        if kind == "yarn":
+            factor = scale.positive("factor", longest / before)
+            return replace(
+                rope,
+                factor=factor,
+                beta_fast=scale.positive("beta_fast", 32.0),
+                beta_slow=scale.positive("beta_slow", 1.0),
+                # transformers looks for it outside of the layer types alone.
+                truncate=by_layer or merged.get("truncate", True),
+                magnitude=scale.positive("attention_factor", scale.yarn_magnitude(factor)),
+            )
+        if kind == "longrope":
+            factor = scale.positive("factor", longest / before)
+            magnitude = math.sqrt(1 + math.log(factor) / math.log(before)) if factor > 1 else 1.0
+            return replace(
+                rope,
+                factor=factor,
+                short_factors=scale.factors("short_factor", dims // 2),
+                long_factors=scale.factors("long_factor", dims // 2),
+                magnitude=scale.positive("attention_factor", magnitude),
+            )
+        return rope  # where a type is unknown, `Rope` says which there are
 
     def _get(self, key: str, default: Any, kinds: Any) -> Any:
         value = self.raw.get(key)
@@ -153,3 +173,46 @@ class Config:
         if wrong_bool or not isinstance(value, kinds):
             raise InvalidConfig(f"{key} is {value!r} in {self.where}: it has the wrong type")
         return value
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """The settings of one rotary scaling, checked as they are read."""
+
+    kind: str
+    settings: Mapping[str, Any]
+    where: str
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.settings.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise self._wrong(key, value, "a number above 0")
+        return float(value)
+
+    def factors(self, key: str, count: int) -> tuple[float, ...]:
+        """One factor for each pair."""
+        values = self.settings.get(key)
+        if not isinstance(values, list) or len(values) != count:
+            shown = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
+            raise self._wrong(key, shown, f"a list of {count} numbers, one for each rotary pair,")
+        if not all(type(v) in (int, float) and v > 0 for v in values):
+            raise self._wrong(key, values, "a list of numbers above 0")
+        return tuple(map(float, values))
+
+    def yarn_magnitude(self, factor: float) -> float:
+        """What YaRN's queries and keys are multiplied with. Source: its paper, section 3.4."""
+        one, all_dims = self.settings.get("mscale"), self.settings.get("mscale_all_dim")
+        if one and all_dims:
+            return yarn_mscale(factor, one) / yarn_mscale(factor, all_dims)
+        return yarn_mscale(factor)
+
+    def _wrong(self, key: str, value: Any, needed: str) -> InvalidConfig:
+        return InvalidConfig(
+            f"rotary scaling {self.kind!r} in {self.where} has {key} {value!r}: {needed} is needed"
+        )
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """How much attention has to be sharpened where positions are stretched by a factor."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

@@ -16,10 +16,11 @@ from mlx.utils import tree_flatten
 from .cache import Cache, make_cache
 from .layers import Tap, no_tap, under
 from .layers.attention import Attention
+from .layers.latent_attention import LatentAttention
 from .layers.mlp import MLP
 from .layers.moe import MoE
 from .layers.norm import Norm
-from .spec import BlockSpec, DecoderSpec, MLPSpec
+from .spec import BlockSpec, DecoderSpec, LatentAttentionSpec, MLPSpec
 
 
 class Decoder(nn.Module):
@@ -34,7 +35,7 @@ class Decoder(nn.Module):
         self.blocks = [Block(block, spec.width) for block in spec.blocks]
         self.norm = Norm(spec.norm, spec.width)
         if not spec.tied_head:
-            self.head = nn.Linear(spec.width, spec.vocab, bias=False)
+            self.head = nn.Linear(spec.width, spec.vocab, bias=spec.head_bias)
 
     def __call__(
         self,
@@ -66,6 +67,8 @@ class Decoder(nn.Module):
             x = x[:, -1:]
         x = tap("norm", self.norm(x))
         logits = self.embed.as_linear(x) if self.spec.tied_head else self.head(x)
+        if self.spec.logit_scale != 1.0:
+            logits = logits * mx.array(self.spec.logit_scale, logits.dtype)
         if self.spec.logit_softcap:
             logits = self.spec.logit_softcap * mx.tanh(logits / self.spec.logit_softcap)
         return tap("head", logits)
@@ -84,28 +87,39 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention and MLP or experts, each in a normalised residual branch."""
+    """One decoder layer: attention and MLP or experts, each a branch beside the residual stream."""
 
     def __init__(self, spec: BlockSpec, width: int) -> None:
         super().__init__()
-        self.attn_norm = Norm(spec.norm, width)
-        self.attn = Attention(spec.attention, width)
-        self.mlp_norm = Norm(spec.norm, width)
-        mlp = spec.mlp
+        self._spec = spec
+        attention, mlp = spec.attention, spec.mlp
+        latent = isinstance(attention, LatentAttentionSpec)
+        self.attn = LatentAttention(attention, width) if latent else Attention(attention, width)
         self.mlp = MLP(mlp, width) if isinstance(mlp, MLPSpec) else MoE(mlp, width)
+        if spec.pre_norm:
+            self.attn_norm = Norm(spec.norm, width)
+            if not spec.one_norm:
+                self.mlp_norm = Norm(spec.norm, width)
         if spec.post_norm:
             self.attn_post_norm = Norm(spec.norm, width)
             self.mlp_post_norm = Norm(spec.norm, width)
 
     def __call__(self, x: mx.array, cache: Cache, length: int, tap: Tap) -> mx.array:
         """(B, T, C) -> (B, T, C)"""
-        y = tap("attn_norm", self.attn_norm(x))
-        y = tap("attn", self.attn(y, cache, length, under(tap, "attn")))
-        if "attn_post_norm" in self:
-            y = tap("attn_post_norm", self.attn_post_norm(y))
-        x = x + y
-        y = tap("mlp_norm", self.mlp_norm(x))
-        y = tap("mlp", self.mlp(y, under(tap, "mlp")))
-        if "mlp_post_norm" in self:
-            y = tap("mlp_post_norm", self.mlp_post_norm(y))
-        return x + y
+        normed = self._normed("attn_norm", x, tap)
+        y = tap("attn", self.attn(normed, cache, length, under(tap, "attn")))
+        y = self._scaled(self._normed("attn_post_norm", y, tap))
+        between = x if self._spec.parallel else x + y
+        if not self._spec.one_norm:
+            normed = self._normed("mlp_norm", between, tap)
+        z = tap("mlp", self.mlp(normed, under(tap, "mlp")))
+        z = self._scaled(self._normed("mlp_post_norm", z, tap))
+        return x + y + z if self._spec.parallel else between + z
+
+    def _normed(self, name: str, x: mx.array, tap: Tap) -> mx.array:
+        """`x` through the norm of that name, where the block has it."""
+        return tap(name, self[name](x)) if name in self else x
+
+    def _scaled(self, branch: mx.array) -> mx.array:
+        scale = self._spec.residual_scale
+        return branch if scale == 1.0 else branch * mx.array(scale, branch.dtype)

@@ -8,7 +8,7 @@ knows no tensor and no family.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class Name:
     targets: tuple[str, ...]
     transpose: bool = False
     parameter: bool = False
+    groups: int = 1
 
     def at(self, block: int) -> Name:
         """The row with `{i}` replaced by a block index."""
         source, *targets = (p.replace("{i}", str(block)) for p in (self.source, *self.targets))
-        return Name(source, tuple(targets), self.transpose, self.parameter)
+        return replace(self, source=source, targets=tuple(targets))
 
 
 # The paths nearly every family in transformers shares. `names()` changes single rows.

@@ -24,26 +24,32 @@ class Attention(nn.Module):
         self.v = nn.Linear(width, K * D, bias=spec.qkv_bias)
         self.o = nn.Linear(H * D, width, bias=spec.out_bias)
         if spec.qk_norm:
-            self.q_norm = Norm(spec.qk_norm, D)
-            self.k_norm = Norm(spec.qk_norm, D)
+            self.q_norm = _head_norm(spec, H)
+            self.k_norm = _head_norm(spec, K)
+        if spec.sinks:
+            self.sinks = mx.zeros((H,))
         self._rope = Rope(spec.rope) if spec.rope else None
 
     def __call__(self, x: mx.array, cache: Cache, length: int, tap: Tap) -> mx.array:
         """(B, T, C) -> (B, T, C). `length` is the length of the whole sequence, for Rope."""
-        spec, start, offset = self._spec, cache.positions, cache.offset
+        spec, start = self._spec, cache.positions
         B, T, _ = x.shape
         H, K, D = spec.heads, spec.kv_heads, spec.head_dim
 
         def split(y: mx.array, heads: int) -> mx.array:
             return y.reshape(B, T, heads, D)  # (B, T, H*D) -> (B, T, H, D)
 
-        q = split(tap("q", self.q(x)), H)
-        k = split(tap("k", self.k(x)), K)
-        v = split(tap("v", self.v(x)), K)
-        if spec.qk_norm:
+        q, k, v = tap("q", self.q(x)), tap("k", self.k(x)), tap("v", self.v(x))
+        if spec.clip is not None:
+            q, k, v = (mx.clip(y, -spec.clip, spec.clip) for y in (q, k, v))
+        if spec.qk_norm and spec.qk_norm_over == "all heads":
+            q, k = tap("q_norm", self.q_norm(q)), tap("k_norm", self.k_norm(k))
+        q, k, v = split(q, H), split(k, K), split(v, K)
+        by_head = spec.qk_norm and spec.qk_norm_over != "all heads"
+        if by_head:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.transpose(0, 2, 1, 3) for y in (q, k, v))  # -> (B, H, T, D)
-        if spec.qk_norm:
+        if by_head:
             q, k = tap("q_norm", q), tap("k_norm", k)
         if self._rope:
             q, k = self._rope(q, start, length), self._rope(k, start, length)
@@ -51,12 +57,26 @@ class Attention(nn.Module):
         q, k = tap("query", q), tap("key", k)
 
         k, v = cache.update(k, v)
-        mask = causal_mask(T, k.shape[2], spec.window)
-        if cache.padding is not None:
-            mask = padded_mask(mask, T, k.shape[2], offset, cache.padding)
-        y = attend(q, k, v, spec, mask)
+        mask = mask_for(cache, T, k.shape[2], spec.window)
+        y = attend(q, k, v, spec.scale, mask, spec.softcap, self.get("sinks"))
         y = y.transpose(0, 2, 1, 3).reshape(B, T, H * D)  # (B, H, T, D) -> (B, T, H*D)
         return tap("o", self.o(tap("context", y)))
+
+
+def _head_norm(spec: AttentionSpec, heads: int) -> Norm:
+    """The norm of queries or keys, over what `qk_norm_over` says."""
+    assert spec.qk_norm is not None
+    if spec.qk_norm_over == "all heads":
+        return Norm(spec.qk_norm, heads * spec.head_dim)
+    return Norm(spec.qk_norm, spec.head_dim, heads if spec.qk_norm_over == "each head" else None)
+
+
+def mask_for(cache: Cache, queries: int, keys: int, window: int | None) -> mx.array | str | None:
+    """What `queries` new tokens, which the cache has taken already, may see of `keys`."""
+    mask = causal_mask(queries, keys, window)
+    if cache.padding is None:
+        return mask
+    return padded_mask(mask, queries, keys, cache.offset - queries, cache.padding)
 
 
 def causal_mask(queries: int, keys: int, window: int | None) -> mx.array | str | None:
@@ -89,18 +109,29 @@ def padded_mask(
 
 
 def attend(
-    q: mx.array, k: mx.array, v: mx.array, spec: AttentionSpec, mask: mx.array | str | None
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: mx.array | str | None,
+    softcap: float | None = None,
+    sinks: mx.array | None = None,
 ) -> mx.array:
-    """softmax(scale * q k^T, masked) v: (B, H, T, D) over (B, K, S, D) -> (B, H, T, D)."""
-    if spec.softcap is None:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=spec.scale, mask=mask)
+    """softmax(scale * q k^T, masked) v: (B, H, T, D) over (B, K, S, D) -> (B, H, T, D).
+
+    The width of the values may be another than D. `sinks` (H,) are one more logit for each head.
+    """
+    if softcap is None:
+        if sinks is not None:
+            sinks = sinks.astype(q.dtype)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
 
     # No fused kernel bends logits, so the products are written out.
     B, H, T, D = q.shape
     K, S = k.shape[1], k.shape[2]
-    q = (q * spec.scale).reshape(B, K, H // K, T, D)
+    q = (q * scale).reshape(B, K, H // K, T, D)
     logits = q @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
-    logits = spec.softcap * mx.tanh(logits / spec.softcap)
+    logits = softcap * mx.tanh(logits / softcap)
     if isinstance(mask, str):
         mask = mx.arange(S)[None] <= mx.arange(S - T, S)[:, None]
     if mask is not None:

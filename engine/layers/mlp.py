@@ -17,7 +17,9 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu": nn.gelu,
     "gelu_new": nn.gelu_approx,
     "gelu_pytorch_tanh": nn.gelu_approx,
+    "quick_gelu": nn.gelu_fast_approx,  # x * sigmoid(1.702 x)
     "relu": nn.relu,
+    "relu2": nn.relu2,
 }
 
 

@@ -15,7 +15,7 @@ from ..spec import MoESpec
 from . import Tap, under
 from .mlp import MLP, activation
 
-SCORINGS = ("softmax", "sigmoid")
+SCORINGS = ("softmax", "sigmoid", "softmax of chosen")
 
 
 class MoE(nn.Module):
@@ -33,20 +33,25 @@ class MoE(nn.Module):
                 f"router scoring {spec.scoring!r}: the engine has {', '.join(SCORINGS)}"
             )
         self._spec = spec
-        self.router = nn.Linear(width, spec.experts, bias=False)
+        self.router = nn.Linear(width, spec.experts, bias=spec.router_bias)
         if spec.selection_bias:
             self.selection_bias = mx.zeros((spec.experts,))
         self.experts = Experts(spec, width)
         if spec.shared:
             self.shared = MLP(spec.shared, width)
+        if spec.shared_gate:
+            self.shared_gate = nn.Linear(width, 1, bias=False)
 
     def __call__(self, x: mx.array, tap: Tap) -> mx.array:
         spec = self._spec
-        scores = self._scores(tap("router", self._logits(x)))
+        logits = tap("router", self._logits(x)).astype(mx.float32)
+        scores = self._scores(logits)
         biased = scores + self.selection_bias if spec.selection_bias else scores
-        chosen = tap("experts", choose(biased, spec.top_k))
+        chosen = tap("experts", choose(in_top_groups(biased, spec), spec.top_k))
         weights = mx.take_along_axis(scores, chosen, axis=-1)  # (B, T, k)
-        if spec.renormalise:
+        if spec.scoring == "softmax of chosen":
+            weights = mx.softmax(weights, axis=-1, precise=True)
+        elif spec.renormalise:
             # A sigmoid can be zero for every expert chosen.
             weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
         weights = weights * spec.scale
@@ -56,7 +61,10 @@ class MoE(nn.Module):
         y = self.experts(x, chosen) * weights[..., None]  # (B, T, k, C)
         y = y.astype(mx.float32).sum(axis=-2).astype(x.dtype)
         if "shared" in self:
-            y = y + tap("shared", self.shared(x, under(tap, "shared")))
+            shared = tap("shared", self.shared(x, under(tap, "shared")))
+            if "shared_gate" in self:
+                shared = mx.sigmoid(tap("shared_gate", self.shared_gate(x))) * shared
+            y = y + shared
         return y
 
     def _logits(self, x: mx.array) -> mx.array:
@@ -66,20 +74,24 @@ class MoE(nn.Module):
         return self.router(x)
 
     def _scores(self, logits: mx.array) -> mx.array:
-        logits = logits.astype(mx.float32)
-        softmax = self._spec.scoring == "softmax"
-        return mx.softmax(logits, axis=-1, precise=True) if softmax else mx.sigmoid(logits)
+        """What experts are chosen by; weights are made of it."""
+        if self._spec.scoring == "softmax":
+            return mx.softmax(logits, axis=-1, precise=True)
+        return mx.sigmoid(logits) if self._spec.scoring == "sigmoid" else logits
 
 
 class Experts(nn.Module):
-    """E gated MLPs without biases, their matrices stacked: (E, F, C), (E, F, C) and (E, C, F)."""
+    """E gated MLPs, their matrices stacked: (E, F, C), (E, F, C) and (E, C, F)."""
 
     def __init__(self, spec: MoESpec, width: int) -> None:
         super().__init__()
-        self._activation = activation(spec.activation)
-        self.gate = mx.zeros((spec.experts, spec.width, width))
-        self.up = mx.zeros((spec.experts, spec.width, width))
-        self.down = mx.zeros((spec.experts, width, spec.width))
+        self._spec, self._activation = spec, activation(spec.activation)
+        E, F = spec.experts, spec.width
+        self.gate, self.up = mx.zeros((E, F, width)), mx.zeros((E, F, width))
+        self.down = mx.zeros((E, width, F))
+        if spec.bias:
+            self.gate_bias, self.up_bias = mx.zeros((E, F)), mx.zeros((E, F))
+            self.down_bias = mx.zeros((E, width))
 
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
         """(B, T, C) through each expert of (B, T, k) -> (B, T, k, C), not weighted."""
@@ -89,13 +101,33 @@ class Experts(nn.Module):
         if B * T > 1:  # the rows of one expert side by side are one product
             order = mx.argsort(experts)
             experts, tokens = experts[order], order // k
+
+        def product(matrix: str, rows: mx.array) -> mx.array:
+            y = expert_linear(rows, self[matrix], experts, order is not None)
+            return y + self[f"{matrix}_bias"][experts][:, None] if self._spec.bias else y
+
         rows = x.reshape(B * T, 1, -1)[tokens]  # (N, 1, C)
-        y = self._activation(expert_linear(rows, self.gate, experts, order is not None))
-        y = y * expert_linear(rows, self.up, experts, order is not None)  # (N, 1, F)
-        y = expert_linear(y, self.down, experts, order is not None)
+        gate, up = product("gate", rows), product("up", rows)  # (N, 1, F)
+        if self._spec.clamp is not None:
+            limit = mx.array(self._spec.clamp, gate.dtype)
+            gate, up = mx.minimum(gate, limit), mx.clip(up, -limit, limit)
+        if self._spec.up_offset:
+            up = up + mx.array(self._spec.up_offset, up.dtype)
+        y = product("down", self._activation(gate) * up)
         if order is not None:
             y = y[mx.argsort(order)]
         return y.reshape(B, T, k, -1)  # (N, 1, C) -> (B, T, k, C)
+
+
+def in_top_groups(scores: mx.array, spec: MoESpec) -> mx.array:
+    """Scores (B, T, E), with those of experts outside the best groups at minus infinity."""
+    if spec.groups == spec.top_groups:
+        return scores
+    grouped = scores.reshape(*scores.shape[:-1], spec.groups, -1)  # (B, T, groups, E/groups)
+    best = mx.topk(grouped, 2, axis=-1).sum(axis=-1)
+    chosen = choose(best, spec.top_groups)
+    kept = (chosen[..., None] == mx.arange(spec.groups)).any(axis=-2)  # (B, T, groups)
+    return mx.where(kept[..., None], grouped, -mx.inf).reshape(scores.shape)
 
 
 def choose(scores: mx.array, count: int) -> mx.array:

@@ -14,20 +14,22 @@ import numpy as np
 from ..errors import UnsupportedArchitecture
 from ..spec import RopeSpec
 
-TYPES = ("default", "linear", "dynamic", "llama3")
+TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+PAIRS = ("halves", "neighbours", "neighbours to halves")
 
 
 class Rope:
     """Rotate the first `dims` of the last axis of (B, H, T, D) by position.
 
-    Raises UnsupportedArchitecture for a scaling type that is not in TYPES.
+    Raises UnsupportedArchitecture for a scaling or an order of pairs that is not known here.
     """
 
     def __init__(self, spec: RopeSpec) -> None:
-        if spec.type not in TYPES:
-            raise UnsupportedArchitecture(
-                f"rotary scaling {spec.type!r}: the engine has {', '.join(TYPES)}"
-            )
+        for what, value, known in (("scaling", spec.type, TYPES), ("pairs", spec.pairs, PAIRS)):
+            if value not in known:
+                raise UnsupportedArchitecture(
+                    f"rotary {what} {value!r}: the engine has {', '.join(known)}"
+                )
         self.spec = spec
         self._periods = mx.array(periods(spec), dtype=mx.float32)
 
@@ -35,38 +37,75 @@ class Rope:
         """`offset` is the position of the first token, or (B,) one per row; `length` is that of
         the whole sequence.
 
-        Only "dynamic" looks at `length`: past the trained length its base grows with it. Rows of
-        a padded batch would need a base each: UnsupportedArchitecture.
+        Only "dynamic" and "longrope" look at `length`: past the trained length they have other
+        periods. Rows of a padded batch would need periods each: UnsupportedArchitecture.
         """
-        table = self._periods
-        if self.spec.type == "dynamic" and length > (self.spec.original_length or length):
+        spec, table = self.spec, self._periods
+        if spec.type in ("dynamic", "longrope") and length > (spec.original_length or length):
             if isinstance(offset, mx.array):
                 raise UnsupportedArchitecture(
-                    f"dynamic rotary scaling in a padded batch of {length} tokens: past "
-                    f"{self.spec.original_length} every row needs a base of its own; run them alone"
+                    f"{spec.type} rotary scaling in a padded batch of {length} tokens: past "
+                    f"{spec.original_length} every row needs periods of its own; run them alone"
                 )
-            table = mx.array(periods(self.spec, length), dtype=mx.float32)
-        return mx.fast.rope(
-            x, self.spec.dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=table
-        )
+            table = mx.array(periods(spec, length), dtype=mx.float32)
+        if spec.pairs == "neighbours to halves":
+            x = _as_halves(x, spec.dims)
+        y = mx.fast.rope(
+            x, spec.dims, traditional=spec.pairs == "neighbours", base=None, scale=1.0,
+            offset=offset, freqs=table,
+        )  # fmt: skip
+        if spec.magnitude == 1.0:
+            return y
+        turned = y[..., : spec.dims] * mx.array(spec.magnitude, y.dtype)
+        return mx.concatenate([turned, y[..., spec.dims :]], axis=-1)
+
+
+def _as_halves(x: mx.array, dims: int) -> mx.array:
+    """Features 0, 2, 4, ... in front of 1, 3, 5, ..., the ones that are not rotated behind."""
+    pairs = x[..., :dims].reshape(*x.shape[:-1], dims // 2, 2).swapaxes(-1, -2)
+    return mx.concatenate([pairs.reshape(*x.shape[:-1], dims), x[..., dims:]], axis=-1)
 
 
 def periods(spec: RopeSpec, length: int = 0) -> np.ndarray:
     """1 / inverse frequency of every pair, (dims/2,), float64, in tokens per radian."""
     exponents = np.arange(0, spec.dims, 2, dtype=np.float64) / spec.dims
-    theta = spec.theta
-    if spec.type == "dynamic" and spec.original_length:
-        stretch = max(length, spec.original_length) / spec.original_length
+    original, theta = spec.original_length or 0, spec.theta
+    if spec.type == "dynamic" and original:
+        stretch = max(length, original) / original
         growth = spec.factor * stretch - (spec.factor - 1)
         theta *= growth ** (spec.dims / (spec.dims - 2))
     table = theta**exponents
     if spec.type == "linear":
         return table * spec.factor
+    if spec.type == "longrope":
+        return table * np.array(spec.long_factors if length > original else spec.short_factors)
     if spec.type == "llama3":
-        assert spec.original_length is not None
-        wavelength = 2 * math.pi * table
         low, high = spec.low_freq_factor, spec.high_freq_factor
-        smooth = (spec.original_length / wavelength - low) / (high - low)
-        smooth = np.clip(smooth, 0.0, 1.0)
-        return 1.0 / ((1 - smooth) / (table * spec.factor) + smooth / table)
+        smooth = (original / (2 * math.pi * table) - low) / (high - low)
+        return _between(table, spec.factor, np.clip(smooth, 0.0, 1.0))
+    if spec.type == "yarn":
+        return _between(table, spec.factor, 1.0 - _ramp(spec))
     return table
+
+
+def _between(table: np.ndarray, factor: float, kept: np.ndarray) -> np.ndarray:
+    """Periods of which a share is `kept` and the rest stretched, by frequency."""
+    return 1.0 / ((1.0 - kept) / (table * factor) + kept / table)
+
+
+def _ramp(spec: RopeSpec) -> np.ndarray:
+    """YaRN's share of stretching, (dims/2,): 0 for pairs that turn `beta_fast` times or more over
+    the original length, 1 for those that turn `beta_slow` times or less, linear between."""
+
+    def pair(turns: float) -> float:
+        assert spec.original_length is not None
+        length = spec.original_length / (turns * 2 * math.pi)
+        return spec.dims * math.log(length) / (2 * math.log(spec.theta))
+
+    low, high = pair(spec.beta_fast), pair(spec.beta_slow)
+    if spec.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, spec.dims - 1)
+    if low == high:
+        high += 0.001
+    return np.clip((np.arange(spec.dims // 2) - low) / (high - low), 0.0, 1.0)

@@ -29,7 +29,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 class _Source:
     """Checkpoint tensors of one shape and the engine parameters that they become.
 
-    Tensors are stacked where `stacked`; what is then split into targets is the output rows.
+    Tensors are stacked where `stacked`; what is then split into targets is the output rows, within
+    each of `groups`.
     """
 
     tensors: tuple[str, ...]
@@ -37,6 +38,7 @@ class _Source:
     targets: tuple[str, ...]
     transpose: bool
     stacked: bool
+    groups: int
 
 
 def arrange(
@@ -94,7 +96,7 @@ def _spellings(spec: DecoderSpec, shapes: Shapes) -> Iterator[_Source]:
     unnamed = set(shapes)
     for row in _rows(spec):
         for name, paths in _parameters(row, kinds, shapes):
-            yield _source(name, paths, row.transpose, shapes)
+            yield _source(name, paths, row, shapes)
             unnamed -= set(paths)
     if unnamed:  # a fault of the architecture file, not of the user's
         raise KeyError(f"no name in {spec.model_type}'s table for {sorted(unnamed)}")
@@ -114,18 +116,20 @@ def _parameters(
         yield f"{row.source}.{kind}", paths
 
 
-def _source(name: str, paths: tuple[str, ...], transpose: bool, shapes: Shapes) -> _Source:
-    shape, axis = list(shapes[paths[0]]), _rows_axis(shapes[paths[0]])
+def _source(name: str, paths: tuple[str, ...], row: Name, shapes: Shapes) -> _Source:
+    shape, axis = list(shapes[paths[0]]), _rows_axis(paths[0], shapes[paths[0]])
     shape[axis] = sum(shapes[path][axis] for path in paths)
     experts = shape.pop(0) if "{e}" in name else 1
     names = tuple(name.replace("{e}", str(expert)) for expert in range(experts))
-    turned = transpose and len(shape) == 2
-    return _Source(names, tuple(shape[::-1] if turned else shape), paths, turned, "{e}" in name)
+    turned = row.transpose and not name.endswith("bias")
+    if turned:
+        shape[-2:] = shape[:-3:-1]
+    return _Source(names, tuple(shape), paths, turned, "{e}" in name, row.groups)
 
 
-def _rows_axis(shape: tuple[int, ...]) -> int:
-    """The axis of the output rows: (out, in), (E, out, in) or (out,)."""
-    return max(len(shape) - 2, 0)
+def _rows_axis(path: str, shape: tuple[int, ...]) -> int:
+    """The axis of the output rows: (out, in), (E, out, in), or a bias' (out,) or (E, out)."""
+    return len(shape) - (1 if path.endswith("bias") or len(shape) == 1 else 2)
 
 
 def _rows(spec: DecoderSpec) -> Iterator[Name]:
@@ -179,14 +183,16 @@ def _without_tied_head(
 def _split(
     arrays: list[mx.array], source: _Source, shapes: Shapes
 ) -> Iterator[tuple[str, mx.array]]:
-    arrays = [array.T for array in arrays] if source.transpose else arrays
+    arrays = [array.swapaxes(-1, -2) for array in arrays] if source.transpose else arrays
     array = mx.stack(arrays) if source.stacked else arrays[0]
     if len(source.targets) == 1:
         yield source.targets[0], array
         return
-    axis = _rows_axis(array.shape)
-    ends = np.cumsum([shapes[path][axis] for path in source.targets])[:-1]
-    yield from zip(source.targets, mx.split(array, ends.tolist(), axis), strict=True)
+    axis, G = _rows_axis(source.targets[0], array.shape), source.groups
+    array = array.reshape(*array.shape[:axis], G, -1, *array.shape[axis + 1 :])
+    ends = np.cumsum([shapes[path][axis] // G for path in source.targets])[:-1]
+    for path, part in zip(source.targets, mx.split(array, ends.tolist(), axis + 1), strict=True):
+        yield path, part.reshape(shapes[path])
 
 
 def _missing(missing: list[str], extra: list[str], head: str | None, where: str) -> Exception:

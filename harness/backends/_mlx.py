@@ -37,13 +37,12 @@ class Gathered:
         fed = mx.array(self._feed[site]).astype(value.dtype)
         return fed.reshape(value.shape) if value.ndim < 4 else _unrows(fed, value, self._length)
 
-    def part(self, site: Site, value: mx.array, start: int) -> mx.array:
+    def part(self, site: Site, value: mx.array, columns: np.ndarray) -> mx.array:
         """What is to be used for one of the pieces (1, T, D) a site's value is made of, the one
-        that begins at feature `start`."""
+        that holds these of its features."""
         if site not in self._feed:
             return value
-        fed = mx.array(self._feed[site]).astype(value.dtype)
-        return fed[None, :, start : start + value.shape[-1]]
+        return mx.array(self._feed[site]).astype(value.dtype)[None][..., mx.array(columns)]
 
     def fits(self, value: mx.array) -> bool:
         """Whether a value is (1, T, ...) or (1, H, T, D), so that it can be a site's."""

@@ -1,0 +1,70 @@
+"""Attention over latent vectors: keys and values are made of one small vector a token.
+
+What is cached is the latent vector and the rotated part of the key, which all heads share; keys and
+values are made of them anew. Source: DeepSeek-V2, section 2.1.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+from ..cache import Cache
+from ..spec import LatentAttentionSpec
+from . import Tap
+from .attention import attend, mask_for
+from .norm import Norm
+from .rope import Rope
+
+
+class LatentAttention(nn.Module):
+    """Causal self-attention over what the cache holds and the T new tokens."""
+
+    def __init__(self, spec: LatentAttentionSpec, width: int) -> None:
+        super().__init__()
+        H, D = spec.heads, spec.head_dim
+        self._spec = spec
+        if spec.query_rank is None:
+            self.q = nn.Linear(width, H * D, bias=False)
+        else:
+            self.q_down = nn.Linear(width, spec.query_rank, bias=spec.bias)
+            self.q_norm = Norm(spec.norm, spec.query_rank)
+            self.q_up = nn.Linear(spec.query_rank, H * D, bias=False)
+        self.kv_down = nn.Linear(width, spec.latent_rank + spec.rope_dim, bias=spec.bias)
+        self.kv_norm = Norm(spec.norm, spec.latent_rank)
+        self.kv_up = nn.Linear(spec.latent_rank, H * (spec.nope_dim + spec.value_dim), bias=False)
+        self.o = nn.Linear(H * spec.value_dim, width, bias=spec.bias)
+        self._rope = Rope(spec.rope)
+
+    def __call__(self, x: mx.array, cache: Cache, length: int, tap: Tap) -> mx.array:
+        """(B, T, C) -> (B, T, C). `length` is the length of the whole sequence, for Rope."""
+        spec, start = self._spec, cache.positions
+        B, T, _ = x.shape
+        H, N = spec.heads, spec.nope_dim
+
+        q = self._queries(x, tap).reshape(B, T, H, spec.head_dim).transpose(0, 2, 1, 3)
+        q = mx.concatenate([q[..., :N], self._rope(q[..., N:], start, length)], axis=-1)
+
+        down = tap("kv_down", self.kv_down(x))  # (B, T, rank + rope_dim)
+        latent = tap("kv_norm", self.kv_norm(down[..., : spec.latent_rank]))
+        turned = self._rope(down[:, None, :, spec.latent_rank :], start, length)
+        latent, turned = cache.update(latent[:, None], turned)  # (B, 1, S, rank or rope_dim)
+        S = latent.shape[2]
+
+        # (B, S, H*(N + value_dim)) -> (B, H, S, N + value_dim)
+        up = self.kv_up(latent[:, 0])
+        up = (tap("kv_up", up) if S == T else up).reshape(B, S, H, -1).transpose(0, 2, 1, 3)
+        shared = mx.broadcast_to(turned, (B, H, S, spec.rope_dim))
+        k = mx.concatenate([up[..., :N], shared], axis=-1)
+        q, k = tap("query", q), (tap("key", k) if S == T else k)
+
+        y = attend(q, k, up[..., N:], spec.scale, mask_for(cache, T, S, spec.window))
+        y = y.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, H, T, value_dim) -> (B, T, H*value_dim)
+        return tap("o", self.o(tap("context", y)))
+
+    def _queries(self, x: mx.array, tap: Tap) -> mx.array:
+        """(B, T, C) -> (B, T, H*D)"""
+        if "q" in self:
+            return tap("q", self.q(x))
+        x = tap("q_norm", self.q_norm(tap("q_down", self.q_down(x))))
+        return tap("q_up", self.q_up(x))
