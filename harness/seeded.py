@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+EXPONENTS = range(-126, 128)  # those of float32
 _UNIFORM = 1 / math.sqrt(3)  # rms of what is uniform between -1 and 1
 
 
@@ -17,8 +18,10 @@ def block_input(index: int, length: int, width: int, exponent: int) -> np.ndarra
     """(length, width) float32: what enters block `index` (the last norm, where it is their number).
 
     Odd multiples of 2^(exponent - 8) between -2^exponent and 2^exponent, each as likely: exact in
-    float32, bfloat16 and float16 alike.
+    float32, bfloat16 and float16 alike. Raises ValueError for an exponent that is not in EXPONENTS.
     """
+    if exponent not in EXPONENTS:
+        raise ValueError(f"exponent {exponent} is none of float32")
     odd = 2 * (_hash(index, length * width) >> np.uint32(24)).astype(np.int64) - 255
     return np.ldexp(odd.astype(np.float32), exponent - 8).reshape(length, width)
 

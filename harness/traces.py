@@ -26,6 +26,7 @@ import numpy as np
 from .backends._streamed import within
 from .errors import BadTrace
 from .metrics import FLOOR
+from .seeded import EXPONENTS
 from .types import ISOLATED, LOGITS, PROPAGATED, Probe, Site
 
 SCHEMA, PROBES = "harness.trace/1", "harness.probes/1"
@@ -34,7 +35,6 @@ MODES = (PROPAGATED, ISOLATED)
 PLAIN = ("embedding", "norm", "logits")  # sites that are in no block
 ROUTING = ("router", "experts")
 LONGEST = 1 << 20  # tokens of a probe
-EXPONENTS = range(-126, 128)
 
 
 def name_of(site: Site) -> str:

@@ -391,9 +391,13 @@ def odd_tokens(arrays, known):
     known["tokens"]["ids"] = {"a": "b"}
 
 
+def odd_scales(arrays, known):
+    arrays[f"{known['probes'][0]['name']}/scales"] = np.full(5, 1 << 20, np.int32)
+
+
 @pytest.mark.parametrize("change", [
     dropped, not_a_number, too_long, no_sites, odd_sites, odd_width, no_probes, odd_sketch,
-    odd_tokens,
+    odd_tokens, odd_scales,
 ])  # fmt: skip
 def test_a_golden_whose_content_is_wrong_is_one_line(command, golden, change):
     rewritten(golden, change)
