@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -154,22 +153,21 @@ class Patient:
         q (B, H, T, D), k and v (B, K, S, D); mask is None, "causal" or an array that broadcasts to
         (B, H, T, S), true or 0 where a key is seen.
         """
+        own = sys.modules[type(self.part("attn", block)).__module__]
         if self.is_engine:
-            from engine.layers import attention as file
-
-            name = "attend"
+            file, name = own, "attend"
         else:
             # What mlx-lm's own function ends in, so that whoever watches that one sees the fault.
             file, name = mx.fast, "scaled_dot_product_attention"
-            if not hasattr(sys.modules[type(self.part("attn", block)).__module__], name):
+            if not hasattr(own, name):
                 raise NotApplicable("attention is written out in place")
 
         def changed(whole: Call) -> Call:
-            def in_engine(q: Any, k: Any, v: Any, spec: Any, mask: Any, *rest: Any) -> Any:
+            def in_engine(q: Any, k: Any, v: Any, scale: float, mask: Any, *rest: Any) -> Any:
                 def attend(q: Any, k: Any, v: Any, scale: float, mask: Any) -> Any:
-                    return whole(q, k, v, replace(spec, scale=scale), mask, *rest)
+                    return whole(q, k, v, scale, mask, *rest)
 
-                return wrap(attend, q, k, v, spec.scale, mask)
+                return wrap(attend, q, k, v, scale, mask)
 
             def in_mlx(
                 q: Any, k: Any, v: Any, *, scale: float, mask: Any = None, **more: Any
