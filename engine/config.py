@@ -35,6 +35,7 @@ class Config:
     def __init__(self, raw: Mapping[str, Any], where: str = "config.json") -> None:
         self.raw = dict(raw)
         self.where = where
+        self.refused: dict[str, tuple[Any, ...]] = {}  # keys that were asked, what is allowed
 
     def __contains__(self, key: str) -> bool:
         return self.raw.get(key) is not None
@@ -78,7 +79,7 @@ class Config:
 
     def refuse(self, key: str, *allowed: Any) -> None:
         """Raise UnsupportedArchitecture when `key` asks for something no field stands for."""
-        value = self.raw.get(key)
+        value, self.refused[key] = self.raw.get(key), allowed
         if value is not None and value not in allowed:
             raise UnsupportedArchitecture(
                 f"{key} is {value!r} in {self.where}: supported is "

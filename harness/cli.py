@@ -208,6 +208,27 @@ def calibrate(
     print(path)
 
 
+@app.command()
+def models(
+    out: Annotated[Path, typer.Option(help="File to write, in Markdown.")],
+    families: Annotated[str | None, typer.Option(help="Comma-separated; default all.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    resume: Annotated[
+        Path | None, typer.Option(help="Results so far; the file grows as they come.")
+    ] = None,
+) -> None:
+    """Judge every family of the engine, and write the page that says what it runs."""
+    from .families import judge_families
+    from .report.families import write
+
+    with _progress() as progress:
+        found = judge_families(_list(families), jobs=jobs, resume=resume, progress=progress)
+    write(found, out, f"harness models --out {out}")
+    wrong = [family.name for family in found if not family.passes]
+    print(f"{len(found)} families, {len(wrong)} with a variant that does not pass", *wrong)
+    raise typer.Exit(1 if wrong else 0)
+
+
 @golden.command()
 def record(
     model: ModelOption,
