@@ -7,6 +7,7 @@ right engine are from those of whole arrays, and how many faults are found and p
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -29,17 +30,20 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    models = parser.parse_args().models
     print("| columns | kB | spread of the error | found | right block | false alarms |")
     print("|---|---|---|---|---|---|")
     for columns in COLUMNS:
         with tempfile.TemporaryDirectory() as folder:
-            print(row(columns, Path(folder)), flush=True)
+            print(row(columns, Path(folder), models), flush=True)
 
 
-def row(columns: int, folder: Path) -> str:
+def row(columns: int, folder: Path, models: list[str]) -> str:
     """One line of the table."""
     size, apart, scores = 0, [], []
-    for name in MODELS:
+    for name in models:
         model = folder / "models" / name
         shutil.copytree(GOLDEN / name, model)
         size += record(str(model), "torch", "float32", folder, columns=columns).stat().st_size
@@ -52,8 +56,9 @@ def row(columns: int, folder: Path) -> str:
     alarms += counts.clean_quiet[1] - counts.clean_quiet[0]
     found, blocks = counts.detected, counts.block
     deviation = f"{np.std(apart):.1%}" if apart else "-"
+    kilobytes = size // (1000 * len(models))
     return (
-        f"| {columns or 'whole'} | {size // 3000:,} | {deviation} | {found[0]} of {found[1]} "
+        f"| {columns or 'whole'} | {kilobytes:,} | {deviation} | {found[0]} of {found[1]} "
         f"| {blocks[0]} of {blocks[1]} | {alarms} |"
     )
 

@@ -14,7 +14,8 @@ HEAD = """# Models
 
 Made by `{command}`. For every variant of every family of the engine
 transformers writes a small random model and is compared with the engine on it: every check of
-`harness compare`, at float32 and at bfloat16. "Nearest" is the largest share of its limit that any site took up.
+`harness compare`, at float32 and at bfloat16. "Nearest" is the largest share of its limit that any
+site took up.
 {versions}.
 """
 GAPS = """## Settings that are refused
@@ -56,7 +57,7 @@ def _row(family: Family) -> str:
 
 
 def _count(family: Family, dtype: str) -> str:
-    """"pass", or what there is instead, with the variants."""
+    """ "pass", or what there is instead, with the variants."""
     found = {v: of[dtype] for v, of in family.verdicts.items() if dtype in of}
     other = [f"{verdict}: {variant}" for variant, verdict in found.items() if verdict != "pass"]
     return "; ".join(other) or "pass"
