@@ -16,6 +16,7 @@ from mlx import nn
 
 from engine.architectures import decoder_spec
 from engine.config import Config
+from engine.spec import AttentionSpec
 
 from ..reference import has_tokenizer
 from . import NotApplicable
@@ -58,6 +59,13 @@ class Patient:
                 raise NotApplicable(f"no {role}")
             module = module[step]
         return module
+
+    def heads_spec(self, block: int) -> AttentionSpec:
+        """The attention of a block whose heads have keys and values of their own."""
+        spec = self.spec.blocks[block].attention
+        if not isinstance(spec, AttentionSpec):
+            raise NotApplicable("keys and values are made of a latent vector")
+        return spec
 
     def around(self, role: str, block: int | None, wrap: Call) -> None:
         """Have `wrap(call, *args, **kwargs)` in place of every call of a module."""

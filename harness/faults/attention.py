@@ -29,7 +29,7 @@ def _scaled(factor: float) -> Inject:
 
 def _scale_of_head_width(patient: Patient, block: int) -> None:
     """head_dim^-1/2, where the configuration asks for another one."""
-    spec = patient.spec.blocks[block].attention
+    spec = patient.heads_spec(block)
     usual = spec.head_dim**-0.5
     if abs(spec.scale / usual - 1) < 1e-6:
         raise NotApplicable("the scale is that of the head width")
@@ -38,7 +38,7 @@ def _scale_of_head_width(patient: Patient, block: int) -> None:
 
 def _scale_of_hidden_width(patient: Patient, block: int) -> None:
     """(hidden / heads)^-1/2 where heads have a width of their own."""
-    spec = patient.spec.blocks[block].attention
+    spec = patient.heads_spec(block)
     width = patient.spec.width / spec.heads
     if width == spec.head_dim:
         raise NotApplicable("heads are as wide as hidden / heads")
@@ -57,7 +57,7 @@ def _grouped(change: Callable[..., mx.array]) -> Inject:
     """A fault of grouped-query attention: there is more than one group, of more than one head."""
 
     def inject(patient: Patient, block: int) -> None:
-        spec = patient.spec.blocks[block].attention
+        spec = patient.heads_spec(block)
         if spec.kv_heads in (1, spec.heads):
             raise NotApplicable("no grouped heads")
         patient.attention(block, change)
@@ -89,7 +89,7 @@ def _softmax(change: Callable[[mx.array], mx.array]) -> Inject:
         return (change(logits) @ v).astype(q.dtype)
 
     def inject(patient: Patient, block: int) -> None:
-        if patient.spec.blocks[block].attention.softcap is not None:
+        if patient.heads_spec(block).softcap is not None:
             raise NotApplicable("attention logits are capped")
         patient.attention(block, attended)
 
@@ -150,7 +150,7 @@ def _capped(change: Callable[[Any], Any]) -> Inject:
     """A fault of the attention soft-cap, where the engine's spec holds it."""
 
     def inject(patient: Patient, block: int) -> None:
-        if patient.spec.blocks[block].attention.softcap is None:
+        if patient.heads_spec(block).softcap is None:
             raise NotApplicable("attention logits are not capped")
         if not patient.is_engine:
             raise NotApplicable("the cap is written out in place")
@@ -162,7 +162,7 @@ def _capped(change: Callable[[Any], Any]) -> Inject:
 
 def _without_bias(role: str) -> Inject:
     def inject(patient: Patient, block: int) -> None:
-        spec = patient.spec.blocks[block].attention
+        spec = patient.heads_spec(block)
         if not (spec.out_bias if role == "attn.o" else spec.qkv_bias):
             raise NotApplicable("the projection has no bias")
         if role == "attn.k" and spec.rope is None:
@@ -173,7 +173,7 @@ def _without_bias(role: str) -> Inject:
 
 
 def _key_bias_without_rotary(patient: Patient, block: int) -> None:
-    spec = patient.spec.blocks[block].attention
+    spec = patient.heads_spec(block)
     if not spec.qkv_bias or spec.rope is not None:
         raise NotApplicable("no key bias, or it is rotated")
     _drop(patient, "attn.k", block)

@@ -33,7 +33,7 @@ def _unchanged(attend: Any, *args: Any) -> mx.array:
 
 def _no_window(patient: Patient, block: int) -> None:
     """All that was ever fed is seen."""
-    if not patient.spec.blocks[block].attention.window:
+    if not patient.heads_spec(block).window:
         raise NotApplicable("no window")
     every: list[mx.array] = []
 
@@ -52,7 +52,7 @@ def _no_window(patient: Patient, block: int) -> None:
 
 
 def _no_softcap(patient: Patient, block: int) -> None:
-    if not patient.spec.blocks[block].attention.softcap:
+    if not patient.heads_spec(block).softcap:
         raise NotApplicable("no soft-cap")
 
     def change(attend: Any, q: Any, k: Any, v: Any, scale: float, mask: Any) -> mx.array:
@@ -83,7 +83,7 @@ def _tiled(attend: Any, q: Any, k: Any, v: Any, scale: float, mask: Any) -> mx.a
 
 
 def _tiled_heads(patient: Patient, block: int) -> None:
-    spec = patient.spec.blocks[block].attention
+    spec = patient.heads_spec(block)
     if spec.heads == spec.kv_heads or spec.kv_heads == 1:
         raise NotApplicable("query heads do not share key heads")
     _step(_tiled)(patient, block)
@@ -101,7 +101,7 @@ def _in_float32(attend: Any, q: Any, k: Any, v: Any, scale: float, mask: Any) ->
 
 
 def _written_out(patient: Patient, block: int) -> None:
-    if patient.spec.blocks[block].attention.softcap:
+    if patient.heads_spec(block).softcap:
         raise NotApplicable("it has a soft-cap")
     _step(_in_float32)(patient, block)
 

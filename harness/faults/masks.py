@@ -53,7 +53,7 @@ def _numbers(change: Change) -> Inject:
     """A mask of numbers: attention that caps its logits asks for booleans."""
 
     def inject(patient: Patient, block: int) -> None:
-        if patient.spec.blocks[block].attention.softcap is not None:
+        if patient.heads_spec(block).softcap is not None:
             raise NotApplicable("attention logits are capped")
         _masked(change)(patient, block)
 

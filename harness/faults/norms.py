@@ -38,8 +38,8 @@ def spec_of(patient: Patient, role: str, block: int) -> NormSpec:
     """The norm a role is meant to be."""
     if role == "norm":
         return patient.spec.norm
-    mine = patient.spec.blocks[block]
-    spec = mine.attention.qk_norm if role.endswith(("q_norm", "k_norm")) else mine.norm
+    of_heads = role.endswith(("q_norm", "k_norm"))
+    spec = patient.heads_spec(block).qk_norm if of_heads else patient.spec.blocks[block].norm
     if spec is None:
         raise NotApplicable("queries and keys have no norm")
     return spec
@@ -159,7 +159,7 @@ def _skipped(role: str) -> Inject:
 
 def _after_rotary(patient: Patient, block: int) -> None:
     """Query and key norms applied once rotary is done: queries are rotated first."""
-    attention = patient.spec.blocks[block].attention
+    attention = patient.heads_spec(block)
     if attention.qk_norm is None:
         raise NotApplicable("queries and keys have no norm")
     norms: list[Call] = []

@@ -189,7 +189,7 @@ def _values_doubled(patient: Patient, block: int) -> None:
 
 def _heads_exchanged(patient: Patient, block: int) -> None:
     """Query heads that share a key head change places, and their columns in o do too."""
-    spec = patient.spec.blocks[block].attention
+    spec = patient.heads_spec(block)
     H, K, D = spec.heads, spec.kv_heads, spec.head_dim
     if H == K:
         raise NotApplicable("every head has a key head of its own")
