@@ -17,8 +17,9 @@ BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")  # each owns libmlx.so
 def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
     """Run a typer application and return its exit status.
 
-    Errors of the user's (EngineError, wrong options) are one line; with `--debug` anywhere the
-    traceback is shown. A missing optional library is explained the same way.
+    Errors of the user's (EngineError, wrong options, a disk that is full or may not be written to)
+    are one line; with `--debug` anywhere the traceback is shown. A missing optional library is
+    explained the same way.
     """
     import typer
     from typer.exceptions import TyperException
@@ -43,12 +44,22 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         message = str(error)
+    except OSError as error:
+        if debug:
+            raise
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except ImportError as error:
         if debug or "mlx" not in f"{error.name} {error}":
             raise
         message = missing_mlx(error)
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: {_one_line(message)}", file=sys.stderr)
     return BAD_INPUT
+
+
+def _one_line(message: str) -> str:
+    """What may quote a foreign file: no line breaks, and nothing that steers a terminal."""
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else "\ufffd" for c in line)
 
 
 def missing_mlx(error: ImportError) -> str:
