@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from engine.errors import BackendUnavailable
 from engine.files import ModelFiles, find_model
 
 from . import environment, memory
@@ -18,7 +17,6 @@ from .checks import environment as environment_check
 from .comparison import Comparison
 from .diagnosis import diagnose
 from .errors import BadOption
-from .metrics import FLOOR
 from .probes import read_prompts
 from .reference import LiveReference, Reference, has_tokenizer
 from .resume import Resume
@@ -65,8 +63,6 @@ def compare(
     `notice(text)` what the work will take, where that is much. Raises EngineError for bad input; a
     divergence is no error, it is in the verdict.
     """
-    if dtype not in FLOOR:
-        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
     if depth not in DEPTHS:
         raise BadOption(f"--depth {depth!r}: there are {', '.join(DEPTHS)}")
     for name in allow:
@@ -112,8 +108,6 @@ def comparison_of(
     progress: Progress | None = None,
 ) -> Comparison:
     """Both sides of one rung, loaded, with nothing asked yet."""
-    if dtype not in FLOOR:
-        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
     request = Request(find_model(model, revision), dtype, device)
     return load_sides(request, candidate, reference or "torch", progress, {})
 

@@ -64,7 +64,10 @@ def test_help_imports_nothing_heavy(program):
     ("error", "words"),
     [
         (OSError(28, "No space left on device", "/full/file"), "/full/file: No space left"),
-        (UnsupportedFormat("what a \x1b[31mforeign\x07 file\nsays"), "a \ufffd[31mforeign\ufffd file"),
+        (
+            UnsupportedFormat("what a \x1b[31mforeign\x07 file\nsays"),
+            "a \ufffd[31mforeign\ufffd file",
+        ),
     ],
 )
 def test_a_disk_and_a_foreign_file_are_one_plain_line(capsys, error, words):
