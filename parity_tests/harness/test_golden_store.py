@@ -179,6 +179,73 @@ def test_an_interrupted_recording_leaves_the_old_one(golden, monkeypatch):
     assert {p: p.read_bytes() for p in golden.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_golden_and_its_entry_come_together(golden, monkeypatch, error):
+    """Between the two the manifest would call the new golden altered, and the old one is gone."""
+    before = {p: p.read_bytes() for p in golden.rglob("*") if p.is_file()}
+
+    def stop(*_):
+        raise error
+
+    model = str(golden / "models" / "tiny-llama")
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.golden.manifest.add_entry", stop)
+        with pytest.raises(type(error)):
+            record(model, "torch", "float32", golden, columns=4)
+    assert {p: p.read_bytes() for p in golden.rglob("*") if p.is_file()} == before
+
+
+def test_two_recordings_do_not_lose_each_others_entry(tiny_llama, tmp_path, monkeypatch):
+    """From reading the manifest to writing it nobody else can do the same."""
+    from harness.golden import manifest
+
+    read, write, seen = manifest.read_manifest, manifest.write_whole, []
+
+    def held(call):
+        def checked(path, *rest):
+            with pytest.raises(BadGolden, match="another command"), manifest.alone(tmp_path):
+                pass
+            seen.append(call)
+            return call(path, *rest)
+
+        return checked
+
+    record(str(tiny_llama), "torch", "float32", tmp_path, columns=4)
+    monkeypatch.setattr(manifest, "read_manifest", held(read))
+    monkeypatch.setattr(manifest, "write_whole", held(write))
+    record(str(tiny_llama), "torch", "float16", tmp_path, columns=4)
+    assert seen == [read, write] and len(verify(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dtype", "float8"], "'float8' is not one of"),
+        (["--reference", "trace:x"], "a recording already"),
+        (["--reference", "golden"], "a recording already"),
+        (["--golden", "{file}"], "Not a directory"),
+        (["--golden", "{broken}"], "not a manifest of goldens"),
+    ],
+)
+def test_a_recording_that_cannot_be_kept_is_refused_first(
+    command, tmp_path, tiny_llama, monkeypatch, arguments, words
+):
+    monkeypatch.setattr("harness.golden.store.load_reference", None)  # what takes long
+    (tmp_path / "file").touch()
+    (tmp_path / "MANIFEST.json").write_text("{")
+    places = {"{file}": tmp_path / "file", "{broken}": tmp_path}
+    given = [places.get(each, each) for each in arguments]
+    result = command("harness", "golden", "record", "--model", tiny_llama, *given)
+    assert result.status == 2 and words in result.err and len(result.err.splitlines()) == 1
+
+
+def test_the_golden_of_a_reference_with_an_argument_can_be_shared(command, tiny_llama, tmp_path):
+    path = record(str(tiny_llama), "torch:sdpa", "float32", tmp_path / "here")
+    assert path.name == "tiny-llama.torch-sdpa.float32.safetensors"
+    result = command("harness", "golden", "push", tmp_path / "far", "--golden", tmp_path / "here")
+    assert result.status == 0 and (tmp_path / "far" / "traces" / path.name).exists()
+
+
 def test_the_digest_is_of_the_tensors_not_of_the_file(tiny_llama, tmp_path):
     from engine.convert import convert
     from engine.weights import read_weights
