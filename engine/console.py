@@ -52,14 +52,13 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
         if debug or "mlx" not in f"{error.name} {error}":
             raise
         message = missing_mlx(error)
-    print(f"{name}: {_one_line(message)}", file=sys.stderr)
+    print(f"{name}: {printable(' '.join(message.split()))}", file=sys.stderr)
     return BAD_INPUT
 
 
-def _one_line(message: str) -> str:
-    """What may quote a foreign file: no line breaks, and nothing that steers a terminal."""
-    line = " ".join(message.split())
-    return "".join(c if c.isprintable() else "\ufffd" for c in line)
+def printable(text: str) -> str:
+    """What may come from a foreign file, without what steers a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def missing_mlx(error: ImportError) -> str:

@@ -387,7 +387,7 @@ def _progress() -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    columns = SpinnerColumn(), BarColumn(30), TextColumn("{task.description}")
+    columns = SpinnerColumn(), BarColumn(30), TextColumn("{task.description}", markup=False)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -406,10 +406,14 @@ def _list(text: str | None) -> list[str] | None:
 
 
 def _console() -> Any:
-    """100 columns where the output is no terminal, so that logs read alike everywhere."""
+    """100 columns where the output is no terminal, so that logs read alike everywhere.
+
+    No markup: names that foreign files hold are shown as they are.
+    """
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    width = None if sys.stdout.isatty() else 100
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def _write(verdict: Any, path: Path) -> None:

@@ -90,7 +90,7 @@ def golden_folders(files: ModelFiles) -> Iterator[Path]:
 
 def contained(file: str, folder: Path) -> str:
     """A file name of the manifest, which must stay inside its folder."""
-    odd = set(file) & set("\\\0\n\r")
+    odd = "\\" in file or not file.isprintable()
     if Path(file).is_absolute() or ".." in Path(file).parts or odd or not file:
         raise BadGolden(f"{folder / NAME} names {file!r}, outside its folder")
     return file
