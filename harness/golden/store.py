@@ -63,10 +63,10 @@ class GoldenReference:
 
     def __init__(self, files: ModelFiles, dtype: str, argument: str = "") -> None:
         self.dtype, self.files = dtype, files
-        self.entry, path = find_golden(files, dtype, argument or "torch")
+        self.entry, self.file = find_golden(files, dtype, argument or "torch")
         self.name = f"golden:{self.entry['reference']}"
-        check_hash(path, self.entry)
-        self._content = Content(path, dtype)
+        check_hash(self.file, self.entry)
+        self._content = Content(self.file, dtype)
 
     @property
     def probes(self) -> list[Probe]:
