@@ -148,8 +148,13 @@ def trace(
     revision: Revision = None,
 ) -> None:
     """Write what a side computes as a trace file, or with --probes what a foreign program runs."""
+    from .errors import BadOption
     from .tracing import write_probes, write_trace
 
+    if probes and on:
+        raise BadOption(f"--on {on}: goes with a trace, and --probes writes those of a reference")
+    if reference and not probes:
+        raise BadOption(f"--reference {reference}: goes with --probes; a trace has --candidate")
     with _progress() as progress:
         if probes:
             path = write_probes(model, out, reference, dtype, revision=revision, progress=progress)

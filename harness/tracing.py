@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from engine.files import find_model
+from engine.generate import check_prompt
 
 from .backends import Request, load_backend
 from .environment import device_class, version
@@ -44,7 +45,10 @@ def write_trace(
     side = load_backend(backend, request)
     own = Oracle(side)
     arrays: dict[str, np.ndarray] = {}
-    todo = probes or LiveReference(request.files, side, None, prompts=1).probes
+    source = LiveReference(request.files, side, None, prompts=1)
+    todo = probes or source.probes
+    for probe in todo:
+        check_prompt(probe.tokens, source.rows)
     for done, probe in enumerate(todo):
         if progress:
             progress(done, len(todo), probe.name)

@@ -72,7 +72,7 @@ def find_golden(files: ModelFiles, dtype: str, reference: str) -> tuple[dict[str
                 return entry, path
             near.append(f"{entry['reference']} at {entry['dtype']}")
     command = f"harness golden record --model {files.name} --reference {reference} --dtype {dtype}"
-    there = f" (there is {', '.join(near)})" if near else ""
+    there = f" (there is {', '.join(dict.fromkeys(near))})" if near else ""
     raise BadGolden(
         f"no golden of {files.name} from {reference} at {dtype}{there}: make one with `{command}`"
     )

@@ -636,6 +636,15 @@ def test_two_pulls_do_not_share_a_part(web, tmp_path):
     pull(web.source, tmp_path)
 
 
+@pytest.mark.parametrize("address", ["", "  "])
+def test_no_address_is_not_the_folder_one_is_in(web, tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    old_golden(tmp_path / "here")
+    before = sorted(tmp_path.rglob("*"))
+    assert "address is empty" in refused(push, tmp_path / "here", address)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(web, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(pull, web.source, tmp_path / "file")

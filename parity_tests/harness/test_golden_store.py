@@ -320,6 +320,24 @@ def test_a_regression_is_not_blamed_on_the_golden(recorded, command, monkeypatch
     assert "pass  golden" in result.out and "a fresh run of torch agrees with it" in result.out
 
 
+def test_nothing_fresh_is_run_beside_a_stream(recorded, monkeypatch, tmp_path):
+    """It would need the whole model in memory, also where the candidate is a file."""
+    from safetensors.numpy import load_file, save_file
+
+    import harness
+    from harness.tracing import write_trace
+
+    model, trace = recorded(), tmp_path / "trace.safetensors"
+    write_trace(str(model), "engine", trace)
+    arrays = load_file(trace)
+    off = {key: a * np.float32(1.01) if "/propagated/" in key else a for key, a in arrays.items()}
+    save_file(off, trace, {"schema": "harness.trace/1", "dtype": "float32"})
+    monkeypatch.setattr("harness.golden.freshness.load_backend", None)
+    verdict = harness.compare(model, f"trace:{trace}", "golden", stream=True)
+    (golden,) = [check for check in verdict.checks if check.name == "golden"]
+    assert verdict.verdict == "fail" and golden.verdict == "skip" and "streamed" in golden.reason
+
+
 def test_where_nothing_fresh_can_be_run_it_says_so(recorded, command, monkeypatch):
     from engine.errors import BackendUnavailable
 
