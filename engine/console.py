@@ -17,8 +17,9 @@ BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")  # each owns libmlx.so
 def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
     """Run a typer application and return its exit status.
 
-    Errors of the user's (EngineError, wrong options) are one line; with `--debug` anywhere the
-    traceback is shown. A missing optional library is explained the same way.
+    Errors of the user's (EngineError, wrong options, a disk that is full or may not be written to)
+    are one line; with `--debug` anywhere the traceback is shown. A missing optional library is
+    explained the same way.
     """
     import typer
     from typer.exceptions import TyperException
@@ -43,12 +44,21 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         message = str(error)
+    except OSError as error:
+        if debug:
+            raise
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except ImportError as error:
         if debug or "mlx" not in f"{error.name} {error}":
             raise
         message = missing_mlx(error)
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: {printable(' '.join(message.split()))}", file=sys.stderr)
     return BAD_INPUT
+
+
+def printable(text: str) -> str:
+    """What may come from a foreign file, without what steers a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def missing_mlx(error: ImportError) -> str:

@@ -148,8 +148,13 @@ def trace(
     revision: Revision = None,
 ) -> None:
     """Write what a side computes as a trace file, or with --probes what a foreign program runs."""
+    from .errors import BadOption
     from .tracing import write_probes, write_trace
 
+    if probes and on:
+        raise BadOption(f"--on {on}: goes with a trace, and --probes writes those of a reference")
+    if reference and not probes:
+        raise BadOption(f"--reference {reference}: goes with --probes; a trace has --candidate")
     with _progress() as progress:
         if probes:
             path = write_probes(model, out, reference, dtype, revision=revision, progress=progress)
@@ -408,7 +413,7 @@ def _progress() -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    columns = SpinnerColumn(), BarColumn(30), TextColumn("{task.description}")
+    columns = SpinnerColumn(), BarColumn(30), TextColumn("{task.description}", markup=False)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -427,10 +432,14 @@ def _list(text: str | None) -> list[str] | None:
 
 
 def _console() -> Any:
-    """100 columns where the output is no terminal, so that logs read alike everywhere."""
+    """100 columns where the output is no terminal, so that logs read alike everywhere.
+
+    No markup: names that foreign files hold are shown as they are.
+    """
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    width = None if sys.stdout.isatty() else 100
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def _write(verdict: Any, path: Path) -> None:

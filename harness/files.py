@@ -10,11 +10,13 @@ from typing import Any
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the file, then move over it. Raises OSError."""
+    """Write beside the file, then move over it. Raises OSError, which names the file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from engine.errors import BackendUnavailable
-from engine.files import ModelFiles, find_model
+from engine.files import find_model
 
 from . import environment, memory
 from .backends import Request, only_dtype
@@ -18,11 +17,10 @@ from .checks import environment as environment_check
 from .comparison import Comparison
 from .diagnosis import diagnose
 from .errors import BadOption
-from .metrics import FLOOR
 from .probes import read_prompts
-from .reference import LiveReference, Reference, has_tokenizer
+from .reference import LiveReference, has_tokenizer
 from .resume import Resume
-from .sides import Candidate, Progress, default_reference, load_sides
+from .sides import Candidate, Progress, default_reference, how_held, load_sides
 from .streaming import StreamedComparison
 from .types import ERROR, FAIL, INCONCLUSIVE, SKIP, CheckResult, Probe, Verdict
 
@@ -65,13 +63,13 @@ def compare(
     `notice(text)` what the work will take, where that is much. Raises EngineError for bad input; a
     divergence is no error, it is in the verdict.
     """
-    if dtype not in FLOOR:
-        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
     if depth not in DEPTHS:
         raise BadOption(f"--depth {depth!r}: there are {', '.join(DEPTHS)}")
     for name in allow:
         if name not in ALLOWABLE:
             raise BadOption(f"--allow {name!r}: there are {', '.join(ALLOWABLE)}")
+    if resume is not None and not resume.parent.is_dir():
+        raise BadOption(f"--resume {resume}: the folder {resume.parent} does not exist")
     questions = chosen(checks)
     files = find_model(model, revision, pickles="pickle" in allow)
     reference = reference or default_reference()
@@ -83,11 +81,13 @@ def compare(
         verdict.dtype = rung
         request = Request(files, rung, device, allow=allow)
         live = reference.partition(":")[0] != "golden"
-        parts = memory.part_by_part(files, rung, live, True if resume else stream, notice)
+        parts = memory.part_by_part(
+            files, rung, live, True if resume else stream, notice, **how_held(candidate)
+        )
         if parts and (until_decided or depth != "block"):
             raise BadOption("--until-decided and --depth module need the whole model in memory")
         comparison = load_sides(request, candidate, reference, progress, verdict.seconds, parts)
-        comparison.probes += _prompts(prompts, comparison.reference, files)
+        comparison.probes += _prompts(prompts, comparison)
         comparison.probes = _of_kinds(comparison.probes, kinds)
         comparison.depth = depth
         if isinstance(comparison, StreamedComparison):
@@ -112,8 +112,6 @@ def comparison_of(
     progress: Progress | None = None,
 ) -> Comparison:
     """Both sides of one rung, loaded, with nothing asked yet."""
-    if dtype not in FLOOR:
-        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
     request = Request(find_model(model, revision), dtype, device)
     return load_sides(request, candidate, reference or "torch", progress, {})
 
@@ -170,21 +168,27 @@ def _rungs(candidate: Candidate, reference: str, request: Request) -> tuple[str,
     """The dtypes to ask at: float32 and the one wanted, or the only one that a side is there at."""
     sides = [side for side in (candidate, reference) if isinstance(side, str)]
     fixed = {side: dtype for side in sides if (dtype := only_dtype(side, request))}
+    if fixed and request.dtype not in ("float32", *fixed.values()):
+        side, dtype = next(iter(fixed.items()))
+        raise BadOption(f"--dtype {request.dtype}: {side} is at {dtype}")
     if len(set(fixed.values())) > 1:
         told = " and ".join(f"{side} is at {dtype}" for side, dtype in fixed.items())
         raise BadOption(f"{told}: both sides must be at one dtype")
     return tuple(set(fixed.values()) or dict.fromkeys(("float32", request.dtype)))
 
 
-def _prompts(path: str | Path | None, reference: Reference, files: ModelFiles) -> list[Probe]:
+def _prompts(path: str | Path | None, comparison: Comparison) -> list[Probe]:
     """The user's own probes; texts go through the reference's tokenizer."""
+    reference, candidate = comparison.reference, comparison.candidate
     if path is None:
         return []
+    if hasattr(candidate, "probes"):
+        raise BadOption(f"--prompts {path}: {candidate.name} holds its own probes only")
     if reference.recorded or not isinstance(reference, LiveReference):
         raise BadOption(
             f"--prompts {path}: a recording knows its own probes only; use --reference torch"
         )
-    encode = reference.encode if has_tokenizer(files) else None
+    encode = reference.encode if has_tokenizer(comparison.files) else None
     return read_prompts(Path(path), encode, reference.rows)
 
 
@@ -213,13 +217,15 @@ def _observe_all(
             resume = resume.with_name(f"{resume.name}.{dtype}")
         tokens = sum(len(probe.tokens) for probe in comparison.probes)
         memory.check_disk(resume, tokens * width * memory.A_FEATURE, notice)
-        stat = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files.weights]
+        sides = comparison.candidate, comparison.reference
+        read = [*files.weights, *(side.file for side in sides if getattr(side, "file", None))]
+        stat = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in read]
         state = Resume(
             resume,
             {
                 "config": dict(files.config),
-                "weights": stat,
-                "sides": [comparison.candidate.name, comparison.reference.name, dtype],
+                "files": stat,
+                "sides": [*(side.name for side in sides), dtype, comparison.candidate.device],
                 "probes": [[p.name, p.tokens, p.scales] for p in comparison.probes],
             },
         )

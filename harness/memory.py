@@ -48,9 +48,10 @@ class Size:
     table: tuple[int, int]
     longest: int = 0
 
-    def whole(self, dtype: str, live: bool) -> int:
-        """Memory with all sides loaded; `live` where PyTorch and the oracle are."""
-        return BASE + self.parameters * (ITEM[dtype] + live * (ITEM[dtype] + ORACLE))
+    def whole(self, dtype: str, live: bool, loaded: bool = True) -> int:
+        """Memory with all sides in it: PyTorch and the oracle where `live`, and the candidate where
+        it is `loaded` here, not recorded or served elsewhere."""
+        return BASE + self.parameters * (loaded * ITEM[dtype] + live * (ITEM[dtype] + ORACLE))
 
     def streamed(self, dtype: str, live: bool, probes: Sequence[Probe]) -> int:
         """Memory with one part of one side at a time."""
@@ -94,22 +95,30 @@ def available() -> int:
 
 
 def part_by_part(
-    files: ModelFiles, dtype: str, live: bool, stream: bool | None, notice: Notice | None
+    files: ModelFiles,
+    dtype: str,
+    live: bool,
+    stream: bool | None,
+    notice: Notice | None,
+    *,
+    loaded: bool = True,
+    streamable: bool = True,
 ) -> bool:
     """Whether to stream: as told, or where the whole of both sides would not fit.
 
-    Tells what the whole takes where that is much. Raises TooLittle where `stream` is False and it
-    does not fit.
+    Tells what the whole takes where that is much. Raises TooLittle where it does not fit and
+    `stream` is False, or the candidate not `streamable`. `loaded` as in `Size.whole`.
     """
     if stream:
         return True
     size, free = size_of(files), available()
-    whole = size.whole(dtype, live)
-    if whole > free and stream is None:
+    whole = size.whole(dtype, live, loaded)
+    if whole > free and stream is None and streamable:
         return True
     text = f"{shown(whole)} of memory needed, {shown(free)} available"
     if whole > free:
-        raise TooLittle(f"{files.name} as a whole: about {text}; --stream runs it part by part")
+        way = "--stream runs it part by part" if streamable else "--reference golden takes less"
+        raise TooLittle(f"{files.name} as a whole: about {text}; {way}")
     if notice and whole > WORTH_TELLING:
         notice(f"{shown(size.stored)} of weights, {dtype}: about {text}")
     return False

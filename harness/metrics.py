@@ -62,8 +62,10 @@ def kl(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
     d = actual.astype(np.float64) - expected
     d = d - (p * d).sum(axis=1, keepdims=True)
     small = np.abs(d) < 1e-3
-    beyond = np.where(small, d * d * (0.5 + d / 6), np.expm1(np.where(small, 0.0, d)) - d)
-    return np.log1p((p * beyond).sum(axis=1))
+    with np.errstate(over="ignore", invalid="ignore"):  # then it is infinite
+        beyond = np.where(small, d * d * (0.5 + d / 6), np.expm1(np.where(small, 0.0, d)) - d)
+        found = np.log1p((p * beyond).sum(axis=1))
+    return np.where(np.isnan(found), np.inf, found)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ class LiveReference:
         self._greedy = greedy
         self.name, self.dtype = twin.name, twin.dtype
         self._files, self._twin, self._truth, self._prompts = files, twin, truth, prompts
-        self.recorded = hasattr(twin, "probes")
+        self.recorded, self.file = hasattr(twin, "probes"), getattr(twin, "file", None)
 
     @cached_property
     def _facts(self) -> TokenFacts | None:

@@ -68,8 +68,19 @@ def coarse(whole: Scores, tokens: Sequence[int]) -> Scores:
     return Scores(_gathered(whole.oracle, ids), _gathered(whole.twin, ids), **known, ids=ids)
 
 
-def read_scores(arrays: Mapping[str, np.ndarray]) -> Scores:
-    """What `arrays` wrote down. Raises KeyError, TypeError or ValueError."""
+def read_scores(arrays: Mapping[str, np.ndarray], length: int, rows: int) -> Scores:
+    """What `coarse` made of logits (length, rows), and `arrays` wrote down.
+
+    Raises KeyError, IndexError, TypeError or ValueError for what cannot be that.
+    """
+    ids = arrays["ids"]
+    wide = (length, ids.shape[1] + 1)
+    shapes = {"ids": (length, ids.shape[1]), "oracle": wide, "twin": wide, "spread": (1,)}
+    for name, array in arrays.items():
+        if array.shape != shapes.get(name, (length,)):
+            raise ValueError(f"scores {name!r} have shape {list(array.shape)}")
+    if ids.dtype.kind not in "iu" or not 0 <= ids.min() <= ids.max() < rows:
+        raise ValueError("scores are of ids beyond the vocabulary")
     (spread,) = map(float, arrays["spread"])
     return Scores(**{**arrays, "spread": spread})
 

@@ -77,6 +77,17 @@ def load_streamed_reference(name: str, request: Request) -> tuple[Reference, Str
     return LiveReference(request.files, twin, None, 1, greedy=False), whole.oracle(), twin
 
 
+def how_held(candidate: Candidate) -> dict[str, bool]:
+    """Whether a candidate is `loaded` here, not recorded or served elsewhere, and `streamable`."""
+    if not isinstance(candidate, str):
+        return {"loaded": True, "streamable": False}
+    if _is_golden(candidate):  # refused when it is to be loaded
+        return {}
+    module, _ = find_backend(candidate)
+    elsewhere, parts = (hasattr(module, name) for name in ("only_dtype", "load_streamed"))
+    return {"loaded": not elsewhere, "streamable": parts}
+
+
 def default_reference() -> str:
     """torch where it is installed, else golden."""
     return "torch" if installed("torch", "transformers") else "golden"

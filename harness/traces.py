@@ -182,10 +182,10 @@ class Trace:
         """Put a key of the file where it belongs."""
         name, _, rest = key.partition("/")
         mode, _, site_name = rest.partition("/")
-        if not name or not rest:
+        if not name or not rest or not key.isprintable():
             raise self._wrong(f"{key!r} is not PROBE/tokens or PROBE/MODE/SITE")
         if rest in (TOKENS, SCALES, PROMPT, TAKEN):
-            self._small.setdefault(name, {})[rest] = self._whole(key)
+            self._small.setdefault(name, {})[rest] = self._tensors.read(key)
             return
         site = site_named(site_name)
         if mode not in (*MODES, INPUT) or site is None:
@@ -204,34 +204,12 @@ class Trace:
         """(T, features)"""
         return self._tensors.read(key).reshape(self._shape(key))
 
-    def _whole(self, key: str) -> np.ndarray:
-        """A short list of whole numbers."""
-        shape = self._tensors.shape(key)
-        if len(shape) != 1 or not 1 <= shape[0] <= LONGEST:
-            raise self._wrong(f"{key!r} has shape {list(shape)}: a list of 1 to {LONGEST} numbers")
-        array = self._tensors.read(key)
-        if array.dtype.kind not in "iu":
-            raise self._wrong(f"{key!r} is {array.dtype}, not whole numbers")
-        return array
-
     def _probe(self, name: str) -> Probe:
-        small = self._small.get(name, {})
-        if TOKENS not in small:
-            raise self._wrong(f"{name}/{TOKENS} is missing")
-        tokens = small[TOKENS]
-        if tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max:
-            raise self._wrong(f"{name}/{TOKENS} holds {int(tokens.min())} to {int(tokens.max())}")
-        scales = small.get(SCALES)
-        if scales is not None and not all(int(e) in EXPONENTS for e in scales):
-            raise self._wrong(f"{name}/{SCALES} holds no exponents of float32")
-        prompt = None if PROMPT not in small else int(small[PROMPT][0])
-        if prompt is not None and not 0 < prompt <= len(tokens):
-            raise self._wrong(f"{name}/{PROMPT} is {prompt}, and there are {len(tokens)} tokens")
         kind = re.sub(r" [0-9]+$", "", name)
-        exponents = None if scales is None else tuple(int(e) for e in scales)
-        return Probe(
-            name, kind, f"as in {self.path.name}", tuple(map(int, tokens)), prompt, exponents
-        )
+        try:
+            return read_probe(name, kind, f"as in {self.path.name}", self._small.get(name, {}))
+        except ValueError as cause:
+            raise self._wrong(str(cause)) from None
 
     def _check(self, probe: Probe) -> None:
         """Every array of a probe: its shape, and that all of it is finite."""
@@ -264,6 +242,31 @@ class Trace:
 
     def _wrong(self, what: str) -> Exception:
         return self._tensors.wrong(what)
+
+
+def read_probe(name: str, kind: str, reason: str, small: Mapping[str, np.ndarray]) -> Probe:
+    """A probe, by what stands under its name in a file. Raises ValueError for what is none."""
+    if not (name + kind + reason).isprintable():
+        raise ValueError(f"the name {name!r} cannot be printed")
+    if TOKENS not in small:
+        raise ValueError(f"{name}/{TOKENS} is missing")
+    for what, array in small.items():
+        if array.ndim != 1 or not 1 <= array.size <= LONGEST:
+            raise ValueError(
+                f"{name}/{what} has shape {list(array.shape)}: a list of 1 to {LONGEST} numbers"
+            )
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{name}/{what} is {array.dtype}, not whole numbers")
+    tokens, scales = small[TOKENS], small.get(SCALES)
+    if tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{name}/{TOKENS} holds {int(tokens.min())} to {int(tokens.max())}")
+    if scales is not None and not all(int(e) in EXPONENTS for e in scales):
+        raise ValueError(f"{name}/{SCALES} holds no exponents of float32")
+    prompt = None if PROMPT not in small else int(small[PROMPT][0])
+    if prompt is not None and not 0 < prompt < len(tokens):
+        raise ValueError(f"{name}/{PROMPT} is {prompt}, and there are {len(tokens)} tokens")
+    exponents = None if scales is None else tuple(int(e) for e in scales)
+    return Probe(name, kind, reason, tuple(map(int, tokens)), prompt, exponents)
 
 
 def as_bytes(arrays: Mapping[str, np.ndarray], schema: str = SCHEMA, **metadata: str) -> bytes:

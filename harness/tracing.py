@@ -8,14 +8,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from engine.errors import BackendUnavailable
 from engine.files import find_model
+from engine.generate import check_prompt
 
 from .backends import Request, load_backend
 from .environment import device_class, version
 from .errors import BadOption
 from .files import write_whole
-from .metrics import FLOOR
 from .reference import LiveReference, Oracle, with_scales
 from .sides import default_reference, load_reference
 from .traces import INPUT, MODES, PROBES, SCHEMA, TAKEN, Trace, as_bytes, described, name_of
@@ -40,13 +39,16 @@ def write_trace(
 
     The probes are those of the file `on`, or the ones a comparison would begin with.
     """
-    _check(out, dtype)
+    _check(out)
     probes = Trace(on, PROBES).probes if on else None
     request = Request(find_model(model, revision), dtype, device)
     side = load_backend(backend, request)
     own = Oracle(side)
     arrays: dict[str, np.ndarray] = {}
-    todo = probes or LiveReference(request.files, side, None, prompts=1).probes
+    source = LiveReference(request.files, side, None, prompts=1)
+    todo = probes or source.probes
+    for probe in todo:
+        check_prompt(probe.tokens, source.rows)
     for done, probe in enumerate(todo):
         if progress:
             progress(done, len(todo), probe.name)
@@ -79,7 +81,7 @@ def write_probes(
     progress: Progress | None = None,
 ) -> Path:
     """Write the probes of a reference, with the inputs of every block; return the path."""
-    _check(out, dtype)
+    _check(out)
     files = find_model(model, revision)
     source = load_reference(reference or default_reference(), Request(files, dtype), prompts=1)
     arrays: dict[str, np.ndarray] = {}
@@ -106,8 +108,8 @@ def _inputs(probe: Probe, evidence: Evidence) -> dict[str, np.ndarray]:
     return {f"{probe.name}/{INPUT}/{n}": a for n, a in zip(names, fed, strict=True)}
 
 
-def _check(out: Path, dtype: str) -> None:
-    if dtype not in FLOOR:
-        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(FLOOR)}")
+def _check(out: Path) -> None:
     if not out.parent.is_dir():
         raise BadOption(f"--out {out}: the folder {out.parent} does not exist")
+    if out.is_dir():
+        raise BadOption(f"--out {out} is a folder: name a file in it")

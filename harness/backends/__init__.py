@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from engine.errors import BackendUnavailable
+
 from ..errors import BadOption
+from ..metrics import FLOOR
 from ..types import Site, TokenFacts
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class Request:
 
     `argument` is what follows the colon of the backend's name; `allow` names what is otherwise
     refused: "remote-code" (of the model's folder), "pickle" (weights that run code when read).
+    Raises BackendUnavailable for a dtype that nothing is judged at.
     """
 
     files: ModelFiles
@@ -40,6 +44,10 @@ class Request:
     device: str | None = None
     argument: str = ""
     allow: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in FLOOR:
+            raise BackendUnavailable(f"dtype {self.dtype!r} is not one of {', '.join(FLOOR)}")
 
 
 class Backend(Protocol):

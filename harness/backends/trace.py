@@ -47,10 +47,10 @@ class TraceBackend:
     """What a file says about its probes, and nothing about any other sequence."""
 
     def __init__(self, trace: Trace, files: ModelFiles) -> None:
-        config = files.config
-        trace.complete(config.get("num_hidden_layers", config.get("n_layer")))
+        blocks = files.config.get("num_hidden_layers", files.config.get("n_layer"))
+        trace.complete(blocks if isinstance(blocks, int) else None)
         self.name, self.dtype, self.device = f"trace:{trace.path}", trace.dtype, trace.device
-        self.probes = trace.probes
+        self.probes, self.file = trace.probes, trace.path
         self.blocks = trace.blocks
         self._trace = trace
         self.limits: Mapping[str, str] = dict.fromkeys(LIMITS, RECORDED)

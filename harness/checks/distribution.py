@@ -104,7 +104,8 @@ def _likelihood(o: Observation, scores: np.ndarray) -> float:
 
 
 def _summary(values: list[float]) -> dict[str, float]:
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    known = len(values) > 1 and all(map(math.isfinite, values))
+    error = stdev(values) / math.sqrt(len(values)) if known else 0.0
     return {"mean": fmean(values) if values else 0.0, "standard_error": error}
 
 

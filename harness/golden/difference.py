@@ -17,7 +17,7 @@ from ..policy import effective_noise
 from ..traces import name_of
 from ..types import PROPAGATED, Evidence, Probe
 from .format import Content
-from .manifest import check_hash, read_manifest
+from .manifest import NAME, check_hash, contained, read_manifest
 
 WORTH = 0.1  # of the noise: a move that changes no answer is smaller
 NO_ORIGIN = ("file", "sha256", "bytes", "command", "source")
@@ -67,6 +67,9 @@ def difference(one: Path, other: Path) -> Difference:
     (entry, a), (beside, b) = read_golden(one), read_golden(other)
     if entry["weights"] != beside["weights"]:
         raise BadGolden(f"{one} and {other} are of different weights: nothing can be compared")
+    if a.sketch and b.sketch and a.sketch != b.sketch:
+        columns = f"{a.sketch.columns} and {b.sketch.columns} columns"
+        raise BadGolden(f"{one} and {other} are sketches of {columns}: nothing can be compared")
     probes = {probe.name: probe for probe in b.probes}
     worst: dict[str, Moved] = {}
     odd = sorted({p.name for p in a.probes} ^ set(probes))
@@ -86,8 +89,9 @@ def difference(one: Path, other: Path) -> Difference:
 def read_golden(path: Path) -> tuple[dict[str, Any], Content]:
     """A golden file and its entry in the manifest of its folder. Raises BadGolden."""
     folder = path.resolve().parent.parent
-    for entry in read_manifest(folder)["goldens"]:
-        if (folder / entry["file"]).resolve() == path.resolve():
+    known = read_manifest(folder)["goldens"] if (folder / NAME).exists() else []
+    for entry in known:
+        if (folder / contained(entry["file"], folder)).resolve() == path.resolve():
             check_hash(path, entry)
             return entry, Content(path, entry["dtype"])
     raise BadGolden(f"{path} is not in the manifest of {folder}: harness golden list shows them")

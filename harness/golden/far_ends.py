@@ -79,6 +79,8 @@ def find_target(address: str, revision: str | None, *, create: bool = True) -> T
         with explained(f"hf://{kind}s/{name}"):
             return _hub(kind, name, pinned or revision, create)
     _no_revision(address, revision)
+    if not address.strip():
+        raise BadGolden("the address is empty: give hf://datasets/OWNER/NAME, or a folder")
     if address.startswith(("http://", "https://")):
         raise BadGolden(f"{shown(address)} can only be pulled from: push to hf:// or to a folder")
     import fsspec

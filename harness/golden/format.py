@@ -7,6 +7,7 @@ array's form stands as JSON in the metadata. Nothing here knows models, manifest
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..errors import BadGolden, BadTrace
 from ..reference import rounded, seeded_feed
 from ..scores import coarse, read_scores
 from ..sketch import Sketch
-from ..traces import MODES, Tensors, described, name_of
+from ..traces import MODES, PROMPT, SCALES, TOKENS, Tensors, described, name_of, read_probe
 from ..types import LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
 
 SCHEMA = "harness.golden/2"
@@ -51,7 +52,7 @@ class Content:
                 site: _positive(entry["width"])
                 for site, entry in zip(self.sites, record["sites"], strict=True)
             }
-            self.growth = float(record.get("growth", 1.0))
+            self.growth = _number(record.get("growth", 1.0), least=1.0)
             self.facts = _facts(record["tokens"])
             self._noise = {p["name"]: p["noise"] for p in record["probes"]}
             self.probes = [self._probe(p) for p in record["probes"]]
@@ -69,13 +70,9 @@ class Content:
 
     def _probe(self, entry: Mapping[str, Any]) -> Probe:
         name = str(entry["name"])
-        tokens = tuple(int(token) for token in self._arrays[f"{name}/tokens"])
-        scales, prompt = (self._arrays.get(f"{name}/{what}") for what in ("scales", "prompt"))
-        return Probe(
-            name, str(entry["kind"]), str(entry["reason"]), tokens,
-            None if prompt is None else int(prompt[0]),
-            None if scales is None else tuple(int(e) for e in scales),
-        )  # fmt: skip
+        keys = {what: f"{name}/{what}" for what in (TOKENS, SCALES, PROMPT)}
+        small = {what: self._arrays[key] for what, key in keys.items() if key in self._arrays}
+        return read_probe(name, str(entry["kind"]), str(entry["reason"]), small)
 
     def _read(self, probe: Probe) -> Evidence:
         arrays, name = self._arrays, probe.name
@@ -88,7 +85,11 @@ class Content:
             for mode in MODES
         }
         noise = {
-            mode: {s: float(n) for s, n in zip(self.sites, levels, strict=True) if n is not None}
+            mode: {
+                site: _number(level, least=0.0)
+                for site, level in zip(self.sites, levels, strict=True)
+                if level is not None
+            }
             for mode, levels in self._noise[name].items()
         }
         close: dict[str, dict[int, np.ndarray]] = {mode: {} for mode in MODES}
@@ -101,7 +102,7 @@ class Content:
         if self.sketch:
             prefix = f"{name}/scores/"
             kept = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
-            known = read_scores(kept)
+            known = read_scores(kept, len(probe.tokens), self._widths[LOGITS])
         return Evidence(
             expected, {}, noise, arrays[f"{name}/twin"],
             None if tied is None else tied.astype(bool),
@@ -118,20 +119,17 @@ class Content:
 
     def _check(self, probe: Probe, evidence: Evidence) -> None:
         """Raise ValueError for arrays that do not fit each other."""
-        length, scores = len(probe.tokens), evidence.scores
+        length = len(probe.tokens)
+        if max(probe.tokens) >= self._widths[LOGITS]:
+            raise ValueError(f"probe {probe.name!r} holds token {max(probe.tokens)}, beyond logits")
         wide = [self._widths[s] for s in evidence.expected[PROPAGATED] if s.kind in FED]
         if max(wide, default=0) > WIDEST:
             raise ValueError(f"a site has {max(wide)} features")
         self._feed(probe, evidence)
         if self.sketch and probe.scales is None:
             raise ValueError(f"probe {probe.name!r} is a sketch without scales")
-        if (
-            scores.ids is not None
-            and not 0 <= scores.ids.min() <= scores.ids.max() < (self._widths[LOGITS])
-        ):
-            raise ValueError(f"probe {probe.name!r} scores tokens beyond the vocabulary")
-        of_length = [array for name, array in scores.arrays().items() if name != "spread"]
-        of_length.append(evidence.twin)
+        of_length = [close for sites in evidence.close.values() for close in sites.values()]
+        of_length += [] if evidence.tied is None else [evidence.tied]
         for mode, sites in evidence.expected.items():
             if LOGITS not in sites or set(evidence.noise[mode]) - set(sites):
                 raise ValueError(f"probe {probe.name!r} lacks sites, {mode}")
@@ -144,6 +142,8 @@ class Content:
                     raise ValueError(f"{name_of(site)} of probe {probe.name!r} is {array.shape}")
         if any(len(array) != length for array in of_length):
             raise ValueError(f"an array of probe {probe.name!r} is not {length} tokens long")
+        if evidence.twin.shape != evidence.logits.shape:
+            raise ValueError(f"twin of probe {probe.name!r} is {evidence.twin.shape}")
 
 
 def pack(
@@ -223,6 +223,8 @@ def sketched(evidence: Evidence, probe: Probe, sketch: Sketch, dtype: str) -> Ev
 
 def _site(entry: Mapping[str, Any]) -> Site:
     kind, block = str(entry["kind"]), entry["block"]
+    if not "".join(map(str, entry.values())).isprintable():
+        raise ValueError(f"the site {entry['path']!r} cannot be printed")
     return Site(kind, None if block is None else int(block), str(entry["part"]), str(entry["path"]))
 
 
@@ -232,6 +234,12 @@ def _facts(entry: Mapping[str, Any] | None) -> TokenFacts | None:
     ids = {text: tuple(map(int, found)) for text, found in entry["ids"].items()}
     eos_ids = tuple(map(int, entry["eos_ids"]))
     return TokenFacts(ids, entry["bos_id"], eos_ids, int(entry["max_id"]), int(entry["rows"]))
+
+
+def _number(value: Any, least: float) -> float:
+    if not least <= (number := float(value)) < math.inf:
+        raise ValueError(f"{value!r} is no number from {least:g} on")
+    return number
 
 
 def _positive(value: Any) -> int:

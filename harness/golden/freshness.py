@@ -13,6 +13,7 @@ from .. import environment
 from ..backends import Request, load_backend
 from ..comparison import Comparison
 from ..limits import find_limits
+from ..streaming import StreamedComparison
 from ..types import ERROR, FAIL, PASS, SKIP, CheckResult
 from .store import GoldenReference
 
@@ -23,7 +24,7 @@ def freshness(comparison: Comparison, golden: GoldenReference) -> CheckResult:
     """ERROR where the golden is stale, PASS where it is not, SKIP where that cannot be told."""
     entry = golden.entry
     there = f"it was recorded on {entry.get('date', 'an unknown day')}"
-    if not hasattr(comparison.candidate, "forward"):
+    if isinstance(comparison, StreamedComparison):
         return CheckResult(NAME, SKIP, f"not asked of a streamed model; {there}")
     try:
         fresh = load_backend(entry["reference"], Request(golden.files, golden.dtype))

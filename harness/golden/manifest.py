@@ -5,8 +5,12 @@ Knows files and hashes, not what a golden holds. Nothing is ever half written.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +72,7 @@ def find_golden(files: ModelFiles, dtype: str, reference: str) -> tuple[dict[str
                 return entry, path
             near.append(f"{entry['reference']} at {entry['dtype']}")
     command = f"harness golden record --model {files.name} --reference {reference} --dtype {dtype}"
-    there = f" (there is {', '.join(near)})" if near else ""
+    there = f" (there is {', '.join(dict.fromkeys(near))})" if near else ""
     raise BadGolden(
         f"no golden of {files.name} from {reference} at {dtype}{there}: make one with `{command}`"
     )
@@ -86,7 +90,7 @@ def golden_folders(files: ModelFiles) -> Iterator[Path]:
 
 def contained(file: str, folder: Path) -> str:
     """A file name of the manifest, which must stay inside its folder."""
-    odd = set(file) & set("\\\0\n\r")
+    odd = "\\" in file or not file.isprintable()
     if Path(file).is_absolute() or ".." in Path(file).parts or odd or not file:
         raise BadGolden(f"{folder / NAME} names {file!r}, outside its folder")
     return file
@@ -157,3 +161,59 @@ def add_entry(folder: Path, entry: Mapping[str, Any]) -> None:
     goldens = sorted([*others, entry], key=lambda each: each["file"])
     text = json.dumps({"schema": SCHEMA, "goldens": goldens}, indent=1) + "\n"
     write_whole(path, text.encode())
+
+
+def install(part: Path, folder: Path, entry: Mapping[str, Any]) -> None:
+    """Move a part into place and record it: both, or neither."""
+    path = folder / entry["file"]
+    old = path.with_name(f".{path.name}.old")
+    old.unlink(missing_ok=True)
+    if path.exists():
+        try:
+            os.link(path, old)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, old)
+    try:
+        os.replace(part, path)
+        add_entry(folder, entry)
+    except BaseException:
+        if not is_recorded(folder, entry):
+            if old.exists():
+                os.replace(old, path)
+            elif path.exists():
+                os.replace(path, part)
+        raise
+    finally:
+        old.unlink(missing_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*.part"):
+        stale.unlink()
+
+
+@contextlib.contextmanager
+def alone(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the folder against other writers of parts and manifest; or `wait` until they are done.
+
+    Raises BadGolden where it is held and nobody waits.
+    """
+    traces = folder / "traces"
+    traces.mkdir(parents=True, exist_ok=True)
+    handle = os.open(traces, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    except BlockingIOError:
+        raise BadGolden(f"another command writes to {folder}: wait until it is done") from None
+    finally:
+        os.close(handle)
+
+
+def part_of(folder: Path, entry: Mapping[str, Any]) -> Path:
+    """Where a golden lies until it is whole."""
+    path = folder / entry["file"]
+    return path.with_name(f".{path.name}.{entry['sha256'][:16]}.part")
+
+
+def is_recorded(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the manifest has this very golden."""
+    known = read_manifest(folder)["goldens"] if (folder / NAME).exists() else []
+    return any((each["file"], each["sha256"]) == (entry["file"], entry["sha256"]) for each in known)

@@ -8,21 +8,30 @@ part, from which the next pull goes on. What a golden holds is not known here.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadGolden
 from .far_ends import Pieces, Progress, Source, explained, find_source, find_target
-from .manifest import NAME, SCHEMA, add_entry, check_hash, contained, read_manifest
+from .manifest import (
+    NAME,
+    SCHEMA,
+    add_entry,
+    alone,
+    check_hash,
+    contained,
+    install,
+    is_recorded,
+    part_of,
+    read_manifest,
+)
 
 TRIES = 5  # connections for one file; each must bring bytes
 MANIFEST_LIMIT = 16 << 20  # bytes of a far manifest
@@ -110,7 +119,7 @@ def pull(
         for entry in goldens:
             if not (folder / entry["file"]).resolve().is_relative_to(folder.resolve()):
                 raise BadGolden(f"{folder / entry['file']} is a link out of {folder}: remove it")
-        with _alone(folder):
+        with alone(folder):
             return _pull(far, goldens, folder, progress)
     except OSError as error:  # of this side: the far end's are explained where they arise
         raise BadGolden(f"{folder} cannot be written: {error.strerror or error}") from error
@@ -118,7 +127,7 @@ def pull(
 
 def _pull(far: Source, goldens: list[Entry], folder: Path, progress: Progress | None) -> Shared:
     new = [entry for entry in goldens if not _is_whole(folder / entry["file"], entry)]
-    parts = [_part(folder, entry) for entry in new]
+    parts = [part_of(folder, entry) for entry in new]
     total = sum(entry["bytes"] for entry in new)
     missing = total - sum(part.stat().st_size for part in parts if part.exists())
     free = shutil.disk_usage(folder).free
@@ -135,10 +144,10 @@ def _pull(far: Source, goldens: list[Entry], folder: Path, progress: Progress | 
                 progress(before + size, total, file)
 
         _fetch(far, entry, part, report)
-        _install(part, folder, {**entry, "source": far.place})
+        install(part, folder, {**entry, "source": far.place})
         done += entry["bytes"]
     for entry in goldens:
-        if not _is_recorded(folder, entry):  # a whole file that nobody wrote down
+        if not is_recorded(folder, entry):  # a whole file that nobody wrote down
             add_entry(folder, {**entry, "source": far.place})
     moved = [entry["file"] for entry in new]
     return Shared(far.place, moved, [e["file"] for e in goldens if e["file"] not in moved])
@@ -174,32 +183,6 @@ def _fetch(far: Source, entry: Entry, part: Path, report: Callable[[int], None])
             else f"{name} came with sha256 {found[:12]}..., its manifest says "
             f"{entry['sha256'][:12]}...: deleted; pull again, or ask for a new push"
         )
-
-
-def _install(part: Path, folder: Path, entry: Entry) -> None:
-    """Move a part into place and record it: both, or neither."""
-    path = folder / entry["file"]
-    old = path.with_name(f".{path.name}.old")
-    old.unlink(missing_ok=True)
-    if path.exists():
-        try:
-            os.link(path, old)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, old)
-    try:
-        os.replace(part, path)
-        add_entry(folder, entry)
-    except BaseException:
-        if not _is_recorded(folder, entry):
-            if old.exists():
-                os.replace(old, path)
-            elif path.exists():
-                os.replace(path, part)
-        raise
-    finally:
-        old.unlink(missing_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.part"):
-        stale.unlink()
 
 
 def _far_manifest(far: Source) -> bytes | None:
@@ -282,39 +265,14 @@ def _merged(manifest: bytes | None, goldens: list[Entry]) -> bytes:
         return path.read_bytes()
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder against other pulls, which would write to the same parts."""
-    traces = folder / "traces"
-    traces.mkdir(parents=True, exist_ok=True)
-    handle = os.open(traces, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise BadGolden(f"another pull writes to {folder}: wait until it is done") from None
-    finally:
-        os.close(handle)
-
-
 def _pieces(far: Source, file: str, offset: int) -> Pieces:
     with explained(f"{far.place}/{file}"):
         yield from far.pieces(file, offset)
 
 
-def _part(folder: Path, entry: Entry) -> Path:
-    path = folder / entry["file"]
-    return path.with_name(f".{path.name}.{entry['sha256'][:16]}.part")
-
-
 def _is_whole(path: Path, entry: Entry) -> bool:
     right = path.is_file() and path.stat().st_size == entry["bytes"]
     return right and _sha256(path) == entry["sha256"]
-
-
-def _is_recorded(folder: Path, entry: Entry) -> bool:
-    known = read_manifest(folder)["goldens"] if (folder / NAME).exists() else []
-    return any((each["file"], each["sha256"]) == (entry["file"], entry["sha256"]) for each in known)
 
 
 def _sha256(path: Path) -> str:

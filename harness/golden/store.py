@@ -35,13 +35,15 @@ from ..types import Evidence, Probe, TokenFacts
 from .format import SCHEMA, Content, pack, sketched
 from .manifest import NAME as MANIFEST
 from .manifest import (
-    add_entry,
+    alone,
     check_hash,
     check_model,
     contained,
     find_golden,
     identity,
+    install,
     model_name,
+    part_of,
     read_manifest,
 )
 
@@ -61,10 +63,10 @@ class GoldenReference:
 
     def __init__(self, files: ModelFiles, dtype: str, argument: str = "") -> None:
         self.dtype, self.files = dtype, files
-        self.entry, path = find_golden(files, dtype, argument or "torch")
+        self.entry, self.file = find_golden(files, dtype, argument or "torch")
         self.name = f"golden:{self.entry['reference']}"
-        check_hash(path, self.entry)
-        self._content = Content(path, dtype)
+        check_hash(self.file, self.entry)
+        self._content = Content(self.file, dtype)
 
     @property
     def probes(self) -> list[Probe]:
@@ -116,10 +118,14 @@ def record(
     if columns is not None and not (columns == 0 or 1 <= columns <= MOST_COLUMNS):
         raise BadOption(f"--columns {columns}: 0 for whole arrays, or up to {MOST_COLUMNS}")
     request = Request(find_model(model, revision), dtype)
-    if reference.partition(":")[0] in ("golden", "trace") or not installed("torch", "transformers"):
-        raise BadGolden(
-            f"reference {reference!r} has no oracle to record: PyTorch must be installed"
-        )
+    if reference.partition(":")[0] in ("golden", "trace"):
+        raise BadGolden(f"reference {reference!r} is a recording already: name what is to be run")
+    if not installed("torch", "transformers"):
+        raise BadGolden("a golden holds PyTorch's oracle: pip install 'mlx-parity[reference]'")
+    # What would refuse the golden refuses the work.
+    (folder / "traces").mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).exists():
+        read_manifest(folder)
     if part_by_part(request.files, dtype, True, stream, notice):
         if columns == 0:
             raise BadOption("--columns 0: whole arrays need the whole model in memory")
@@ -220,11 +226,10 @@ def _write(
     metadata: dict[str, str],
 ) -> Path:
     name = model_name(files)
-    path = folder / "traces" / f"{name}.{reference}.{dtype}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    file = f"traces/{name}.{reference.replace(':', '-')}.{dtype}.safetensors"
     data = as_bytes(arrays, SCHEMA, **metadata)
     entry = {
-        "file": f"traces/{path.name}",
+        "file": file,
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
         "model": name,
@@ -237,6 +242,11 @@ def _write(
         "command": shlex.join(["harness", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
     }
-    write_whole(path, data)
-    add_entry(folder, entry)
-    return path
+    part = part_of(folder, entry)
+    with alone(folder, wait=True):
+        try:
+            write_whole(part, data)
+            install(part, folder, entry)
+        finally:
+            part.unlink(missing_ok=True)
+    return folder / file

@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from engine.console import printable
+
 from ..golden.difference import Difference
 from ..golden.format import Content
 
@@ -19,12 +21,12 @@ def listed(entries: Iterable[Mapping[str, Any]]) -> Table:
     for entry in entries:
         packages = entry.get("packages") or {}
         device = entry.get("device") or {}
-        table.add_row(
+        cells = [
             entry["model"], entry["reference"], entry["dtype"],
-            f"{entry.get('bytes', 0) // 1000:,}", str(entry.get("date", "")),
-            str(device.get("name", "")),
-            str(packages.get("torch", "")), str(packages.get("transformers", "")),
-        )  # fmt: skip
+            f"{entry.get('bytes', 0) // 1000:,}", entry.get("date", ""), device.get("name", ""),
+            packages.get("torch", ""), packages.get("transformers", ""),
+        ]  # fmt: skip
+        table.add_row(*(printable(str(cell)) for cell in cells))
     return table
 
 
@@ -34,7 +36,8 @@ def shown(entry: Mapping[str, Any], content: Content) -> RenderableType:
     for key, value in entry.items():
         if isinstance(value, Mapping):
             value = "  ".join(f"{k} {v}" for k, v in value.items() if v)
-        origin.add_row(Text(key, "dim"), f"{value:,}" if isinstance(value, int) else str(value))
+        value = f"{value:,}" if isinstance(value, int) else printable(str(value))
+        origin.add_row(Text(printable(key), "dim"), value)
     form = "whole arrays"
     if content.sketch:
         form = f"sketches of {content.sketch.columns} columns, blocks on seeded inputs"
@@ -51,7 +54,7 @@ def different(difference: Difference) -> RenderableType:
     """What moved between two goldens."""
     origin = _table("", "one", "other")
     for key, (one, other) in difference.origin.items():
-        origin.add_row(Text(key, "dim"), one, other)
+        origin.add_row(Text(printable(key), "dim"), printable(one), printable(other))
     parts: list[RenderableType] = [origin] if difference.origin else []
     if difference.sites:
         table = _table("site", "moved", "of the noise", "noise, one", "noise, other", "probe")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import console
+from engine.errors import UnsupportedFormat
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,32 @@ def test_help_imports_nothing_heavy(program):
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "/full/file"), "/full/file: No space left"),
+        (
+            UnsupportedFormat("what a \x1b[31mforeign\x07 file\nsays"),
+            "a \ufffd[31mforeign\ufffd file",
+        ),
+    ],
+)
+def test_a_disk_and_a_foreign_file_are_one_plain_line(capsys, error, words):
+    import typer
+
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fails(what: str) -> None:
+        raise error
+
+    assert console.run(app, "fails", ["x"]) == 2
+    shown = capsys.readouterr().err
+    assert words in shown and shown.removesuffix("\n").isprintable()
+    with pytest.raises(type(error)):
+        console.run(app, "fails", ["x", "--debug"])
 
 
 def test_a_defect_of_ours_is_no_one_liner(monkeypatch):

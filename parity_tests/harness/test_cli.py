@@ -118,6 +118,7 @@ def test_prompts_become_probes(command, tiny_llama, tmp_path):
         (["--model", "tiny-llama", "--reference", "golden", "--dtype", "float16"], ["float16"]),
         (["--model", "tiny-llama", "--prompts", "/no/such"], ["/no/such"]),
         (["--model", "tiny-llama", "--json", "/no/such/file.json"], ["/no/such"]),
+        (["--model", "tiny-llama", "--resume", "/no/such/state"], ["--resume", "/no/such"]),
         (["--modle", "x"], ["--modle", "--model"]),
         ([], ["--model"]),
     ],

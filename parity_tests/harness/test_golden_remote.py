@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pkgutil
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -539,15 +540,14 @@ def test_no_room_is_said_before_anything_is_fetched(web, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-@pytest.mark.parametrize("where", ["os.replace", "add_entry", "_install", "_sha256"])
+@pytest.mark.parametrize(
+    "where", ["manifest.os.replace", "manifest.add_entry", "remote.install", "remote._sha256"]
+)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_an_interrupted_pull_leaves_the_old_golden(web, tmp_path, monkeypatch, error, where, after):
-    from harness.golden import remote
-
     folder = tmp_path / "here"
     before = old_golden(folder)
-    owner, _, name = where.rpartition(".")
-    original = getattr(os if owner else remote, name)
+    original = pkgutil.resolve_name(f"harness.golden.{where}")
     calls = []
 
     def stop(*arguments):
@@ -559,11 +559,11 @@ def test_an_interrupted_pull_leaves_the_old_golden(web, tmp_path, monkeypatch, e
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"harness.golden.remote.{where}", stop)
+        patch.setattr(f"harness.golden.{where}", stop)
         with pytest.raises((KeyboardInterrupt, BadGolden)):
             pull(web.source, folder)
     recorded = (folder / NAME).read_bytes()
-    if after and where in ("add_entry", "_install"):  # all of the new one
+    if after and where in ("manifest.add_entry", "remote.install"):  # all of the new one
         assert (folder / ONE).read_bytes() == DATA[ONE] and recorded != before[1]
     else:
         assert (folder / ONE).read_bytes() == b"old" and recorded == before[1]
@@ -576,9 +576,9 @@ def test_where_files_cannot_be_linked_the_old_golden_is_copied(web, tmp_path, mo
         raise OSError(errno.EPERM, "Operation not permitted")
 
     before = old_golden(tmp_path / "here")
-    monkeypatch.setattr("harness.golden.remote.os.link", stop)
+    monkeypatch.setattr("harness.golden.manifest.os.link", stop)
     with monkeypatch.context() as patch:
-        patch.setattr("harness.golden.remote.add_entry", stop)
+        patch.setattr("harness.golden.manifest.add_entry", stop)
         refused(pull, web.source, tmp_path / "here")
     assert (contents(tmp_path / "here"), (tmp_path / "here" / NAME).read_bytes()) == before
     pull(web.source, tmp_path / "here")
@@ -590,7 +590,7 @@ def test_a_first_golden_is_recorded_or_not_there(web, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.golden.remote.add_entry", stop)
+        patch.setattr("harness.golden.manifest.add_entry", stop)
         with pytest.raises(KeyboardInterrupt):
             pull(web.source, tmp_path)
     assert list(contents(tmp_path)) == [part_of(tmp_path, ONE).relative_to(tmp_path).as_posix()]
@@ -631,9 +631,18 @@ def test_two_pulls_do_not_share_a_part(web, tmp_path):
     (tmp_path / "traces").mkdir()
     handle = os.open(tmp_path / "traces", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    assert "another pull" in refused(pull, web.source, tmp_path)
+    assert "another command" in refused(pull, web.source, tmp_path)
     os.close(handle)
     pull(web.source, tmp_path)
+
+
+@pytest.mark.parametrize("address", ["", "  "])
+def test_no_address_is_not_the_folder_one_is_in(web, tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    old_golden(tmp_path / "here")
+    before = sorted(tmp_path.rglob("*"))
+    assert "address is empty" in refused(push, tmp_path / "here", address)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(web, tmp_path):

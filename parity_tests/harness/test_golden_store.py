@@ -179,6 +179,73 @@ def test_an_interrupted_recording_leaves_the_old_one(golden, monkeypatch):
     assert {p: p.read_bytes() for p in golden.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_golden_and_its_entry_come_together(golden, monkeypatch, error):
+    """Between the two the manifest would call the new golden altered, and the old one is gone."""
+    before = {p: p.read_bytes() for p in golden.rglob("*") if p.is_file()}
+
+    def stop(*_):
+        raise error
+
+    model = str(golden / "models" / "tiny-llama")
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.golden.manifest.add_entry", stop)
+        with pytest.raises(type(error)):
+            record(model, "torch", "float32", golden, columns=4)
+    assert {p: p.read_bytes() for p in golden.rglob("*") if p.is_file()} == before
+
+
+def test_two_recordings_do_not_lose_each_others_entry(tiny_llama, tmp_path, monkeypatch):
+    """From reading the manifest to writing it nobody else can do the same."""
+    from harness.golden import manifest
+
+    read, write, seen = manifest.read_manifest, manifest.write_whole, []
+
+    def held(call):
+        def checked(path, *rest):
+            with pytest.raises(BadGolden, match="another command"), manifest.alone(tmp_path):
+                pass
+            seen.append(call)
+            return call(path, *rest)
+
+        return checked
+
+    record(str(tiny_llama), "torch", "float32", tmp_path, columns=4)
+    monkeypatch.setattr(manifest, "read_manifest", held(read))
+    monkeypatch.setattr(manifest, "write_whole", held(write))
+    record(str(tiny_llama), "torch", "float16", tmp_path, columns=4)
+    assert seen == [read, write] and len(verify(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dtype", "float8"], "'float8' is not one of"),
+        (["--reference", "trace:x"], "a recording already"),
+        (["--reference", "golden"], "a recording already"),
+        (["--golden", "{file}"], "Not a directory"),
+        (["--golden", "{broken}"], "not a manifest of goldens"),
+    ],
+)
+def test_a_recording_that_cannot_be_kept_is_refused_first(
+    command, tmp_path, tiny_llama, monkeypatch, arguments, words
+):
+    monkeypatch.setattr("harness.golden.store.load_reference", None)  # what takes long
+    (tmp_path / "file").touch()
+    (tmp_path / "MANIFEST.json").write_text("{")
+    places = {"{file}": tmp_path / "file", "{broken}": tmp_path}
+    given = [places.get(each, each) for each in arguments]
+    result = command("harness", "golden", "record", "--model", tiny_llama, *given)
+    assert result.status == 2 and words in result.err and len(result.err.splitlines()) == 1
+
+
+def test_the_golden_of_a_reference_with_an_argument_can_be_shared(command, tiny_llama, tmp_path):
+    path = record(str(tiny_llama), "torch:sdpa", "float32", tmp_path / "here")
+    assert path.name == "tiny-llama.torch-sdpa.float32.safetensors"
+    result = command("harness", "golden", "push", tmp_path / "far", "--golden", tmp_path / "here")
+    assert result.status == 0 and (tmp_path / "far" / "traces" / path.name).exists()
+
+
 def test_the_digest_is_of_the_tensors_not_of_the_file(tiny_llama, tmp_path):
     from engine.convert import convert
     from engine.weights import read_weights
@@ -253,6 +320,24 @@ def test_a_regression_is_not_blamed_on_the_golden(recorded, command, monkeypatch
     assert "pass  golden" in result.out and "a fresh run of torch agrees with it" in result.out
 
 
+def test_nothing_fresh_is_run_beside_a_stream(recorded, monkeypatch, tmp_path):
+    """It would need the whole model in memory, also where the candidate is a file."""
+    from safetensors.numpy import load_file, save_file
+
+    import harness
+    from harness.tracing import write_trace
+
+    model, trace = recorded(), tmp_path / "trace.safetensors"
+    write_trace(str(model), "engine", trace)
+    arrays = load_file(trace)
+    off = {key: a * np.float32(1.01) if "/propagated/" in key else a for key, a in arrays.items()}
+    save_file(off, trace, {"schema": "harness.trace/1", "dtype": "float32"})
+    monkeypatch.setattr("harness.golden.freshness.load_backend", None)
+    verdict = harness.compare(model, f"trace:{trace}", "golden", stream=True)
+    (golden,) = [check for check in verdict.checks if check.name == "golden"]
+    assert verdict.verdict == "fail" and golden.verdict == "skip" and "streamed" in golden.reason
+
+
 def test_where_nothing_fresh_can_be_run_it_says_so(recorded, command, monkeypatch):
     from engine.errors import BackendUnavailable
 
@@ -324,6 +409,20 @@ def test_files_nobody_recorded_are_one_line(command, golden, tmp_path, arguments
     given = [str(stray) if word == "{other}" else word for word in arguments]
     result = command("harness", "golden", *given, stray)
     assert result.status == 2 and len(result.err.splitlines()) == 1
+    assert "stray.safetensors is not in the manifest" in result.err
+
+
+def test_sketches_of_other_columns_cannot_be_compared(command, recorded, tmp_path):
+    for folder, columns in (("one", 8), ("other", 16)):
+        recorded(columns=columns)
+        shutil.copytree(tmp_path / "traces", tmp_path / folder / "traces")
+        shutil.copy(tmp_path / "MANIFEST.json", tmp_path / folder)
+    name = next((tmp_path / "traces").iterdir()).name
+    result = command(
+        "harness", "golden", "diff",
+        tmp_path / "one" / "traces" / name, tmp_path / "other" / "traces" / name,
+    )  # fmt: skip
+    assert result.status == 2 and "8 and 16 columns" in result.err
 
 
 # Hostile files, whose manifest agrees with them
@@ -396,9 +495,54 @@ def odd_scales(arrays, known):
     arrays[f"{known['probes'][0]['name']}/scales"] = np.full(5, 1 << 20, np.int32)
 
 
+def unknown_tokens(arrays, known):
+    arrays["text/tokens"] = np.full(34, 70_000, np.int32)
+
+
+def negative_tokens(arrays, known):
+    arrays["text/tokens"] = np.full(34, -3, np.int32)
+
+
+def tokens_of_floats(arrays, known):
+    arrays["text/tokens"] = np.full(34, 2.5, np.float32)
+
+
+def only_a_prompt(arrays, known):
+    arrays["greedy/prompt"] = np.array([98])
+
+
+def no_growth(arrays, known):
+    known["growth"] = 0
+
+
+def odd_noise(arrays, known):
+    known["probes"][1]["noise"]["isolated"] = [float("nan")] * 7
+
+
+def negative_noise(arrays, known):
+    known["probes"][1]["noise"]["isolated"] = [-1e-7] * 7
+
+
+def narrow_twin(arrays, known):
+    arrays["text/twin"] = np.ones((34, 1), np.float32)
+
+
+def short_ties(arrays, known):
+    arrays["text/tied"] = np.zeros(3, np.uint8)
+
+
+def steering_reason(arrays, known):
+    known["probes"][1]["reason"] = "\x1b]0;owned\x07"
+
+
+def steering_site(arrays, known):
+    known["sites"][1]["path"] = "\x1b[2J.1"
+
+
 @pytest.mark.parametrize("change", [
     dropped, not_a_number, too_long, no_sites, odd_sites, odd_width, no_probes, odd_sketch,
-    odd_tokens, odd_scales,
+    odd_tokens, odd_scales, unknown_tokens, negative_tokens, tokens_of_floats, only_a_prompt,
+    no_growth, odd_noise, negative_noise, narrow_twin, short_ties, steering_reason, steering_site,
 ])  # fmt: skip
 def test_a_golden_whose_content_is_wrong_is_one_line(command, golden, change):
     rewritten(golden, change)
@@ -406,6 +550,60 @@ def test_a_golden_whose_content_is_wrong_is_one_line(command, golden, change):
     result = command("harness", "compare", "--model", model, "--reference", "golden")
     assert result.status == 2 and len(result.err.splitlines()) == 1
     assert "tiny-llama.torch.float32.safetensors" in result.err
+
+
+def odd_ids(scores):
+    scores["ids"][3, 3] = 512
+
+
+def narrow_oracle(scores):
+    scores["oracle"] = scores["oracle"][:, :5].copy()
+
+
+def long_best(scores):
+    scores["best"] = np.zeros(99, np.int64)
+
+
+def no_margin(scores):
+    del scores["margin"]
+
+
+@pytest.mark.parametrize("change", [odd_ids, narrow_oracle, long_best, no_margin])
+def test_scores_that_are_wrong_are_refused(change):
+    from harness.scores import coarse, read_scores, scores_of
+
+    logits = np.random.default_rng(0).standard_normal((8, 512))
+    arrays = coarse(scores_of(logits, logits + 1e-7), range(8)).arrays()
+    assert read_scores(arrays, 8, 512).ids.shape[0] == 8
+    change(arrays)
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        read_scores(arrays, 8, 512)
+
+
+@pytest.mark.parametrize("entry", [
+    {"date": "[/red]"}, {"device": {"name": "[/b]\x1b[31m"}}, {"packages": {"torch": ["[/x]"]}},
+])  # fmt: skip
+def test_a_manifest_is_shown_as_it_is(command, golden, entry):
+    """Neither brackets nor escape sequences mean anything to the terminal."""
+    path = golden / "MANIFEST.json"
+    manifest = json.loads(path.read_text())
+    manifest["goldens"][0] |= entry
+    path.write_text(json.dumps(manifest))
+    trace = next((golden / "traces").iterdir())
+    for arguments in (["list", "--golden", golden], ["show", trace], ["diff", trace, trace]):
+        result = command("harness", "golden", *arguments)
+        assert result.status == 0, result.err
+        assert "\x1b" not in result.out and ("[/" in result.out or arguments[0] == "diff")
+
+
+@pytest.mark.parametrize("file", ["traces/a\0b.safetensors", "../traces/a.safetensors"])
+def test_show_reads_no_odd_names(command, golden, file):
+    path = golden / "MANIFEST.json"
+    manifest = json.loads(path.read_text())
+    manifest["goldens"][0]["file"] = file
+    path.write_text(json.dumps(manifest))
+    result = command("harness", "golden", "show", next((golden / "traces").iterdir()))
+    assert result.status == 2 and "outside its folder" in result.err
 
 
 def test_any_change_of_bytes_is_read_or_refused(golden, tmp_path_factory):

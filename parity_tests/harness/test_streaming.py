@@ -14,6 +14,7 @@ from harness import memory
 from harness.backends import Request, load_backend
 from harness.backends._streamed import Shards
 from harness.comparison import Comparison
+from harness.errors import BadOption
 from harness.golden.store import GoldenReference, record
 from harness.limits import find_limits
 from harness.random_models import config_of, variants, write_model
@@ -163,6 +164,23 @@ def test_a_state_that_is_not_ours_is_refused(tmp_path, command, spoil):
     assert result.status == 2 and "state" in line and state.read_bytes() == before
 
 
+@pytest.mark.parametrize("side", ["candidate", "reference"])
+def test_a_state_of_a_file_that_was_written_anew_is_refused(tmp_path, side):
+    """Half the numbers would be those of the old trace."""
+    from harness.tracing import write_trace
+
+    trace, state = tmp_path / "trace.safetensors", tmp_path / "state"
+    write_trace(str(MODEL), "engine", trace)
+    options = {"resume": state, side: f"trace:{trace}"}
+    with pytest.raises(Stopped):
+        harness.compare(MODEL, progress=stopping("block 2"), **options)
+    with pytest.raises(Stopped):  # the control: as it was, it is gone on from
+        harness.compare(MODEL, progress=stopping("block 3"), **options)
+    write_trace(str(MODEL), "engine", trace)
+    with pytest.raises(BadOption, match="another comparison"):
+        harness.compare(MODEL, **options)
+
+
 # Memory
 
 
@@ -185,6 +203,18 @@ def test_a_model_that_does_not_fit_is_streamed_by_itself(monkeypatch):
         monkeypatch.setattr(memory, "available", lambda free=free: free)
         verdict = harness.compare(MODEL)
         assert any("streamed" in (c.reason or "") for c in verdict.checks) == streams
+
+
+def test_what_is_served_elsewhere_takes_no_memory_here(monkeypatch, command):
+    """A golden and a server need none of the model's weights; PyTorch beside it does."""
+    monkeypatch.setattr(memory, "BASE", 0)
+    monkeypatch.setattr(memory, "available", lambda: 30_000)
+    arguments = ("harness", "compare", "--model", MODEL, "--candidate", "http://127.0.0.1:9")
+    golden = command(*arguments, "--reference", "golden")
+    assert golden.status == 2 and "no server answers" in golden.err
+    live = command(*arguments, "--reference", "torch")
+    assert live.status == 2 and "of memory needed" in live.err
+    assert "--reference golden takes less" in live.err
 
 
 @pytest.mark.parametrize("option", ["--stream", "--no-stream", None])

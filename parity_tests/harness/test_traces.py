@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -237,6 +238,8 @@ BAD = {
     ),
     "booleans": (put("text/propagated/norm", np.ones((34, 60), bool)), {}, "not numbers"),
     "prompt": (put("greedy/prompt", np.array([500], np.int32)), {}, "greedy/prompt is 500"),
+    "only a prompt": (put("greedy/prompt", np.array([98], np.int32)), {}, "greedy/prompt is 98"),
+    "a name that steers": (put("a\x1b[2J/tokens", np.array([1], np.int32)), {}, "x1b"),
     "other schema": (keep, {"schema": "harness.trace/9"}, "harness.trace/9"),
     "no dtype": (keep, {"dtype": "int4"}, "dtype 'int4'"),
     "device": (keep, {"device": "../../etc/passwd"}, "device '../../etc/passwd'"),
@@ -295,6 +298,66 @@ def test_another_dtype_on_the_other_side_is_refused(folder, tmp_path, command):
         "--candidate", f"trace:{half}", "--reference", f"trace:{folder / 'engine.safetensors'}",
     )  # fmt: skip
     assert result.status == 2 and "one dtype" in result.err
+
+
+@pytest.mark.parametrize("side", ["--candidate", "--reference"])
+def test_a_dtype_that_a_trace_is_not_at_is_refused(folder, command, side):
+    trace = f"trace:{folder / 'engine.safetensors'}"
+    result = command("harness", "compare", "--model", MODEL, side, trace, "--dtype", "float16")
+    assert result.status == 2 and "is at float32" in result.err
+
+
+def test_a_trace_has_its_own_probes_only(folder, command, tmp_path):
+    (tmp_path / "prompts").write_text("[1, 2]\n")
+    trace = f"trace:{folder / 'engine.safetensors'}"
+    result = command(
+        "harness", "compare", "--model", MODEL,
+        "--candidate", trace, "--prompts", tmp_path / "prompts",
+    )  # fmt: skip
+    assert result.status == 2 and "own probes only" in result.err
+
+
+@pytest.mark.parametrize("layers", ["4", None])
+def test_a_configuration_without_a_number_of_blocks_is_one_line(folder, command, tmp_path, layers):
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    config = json.loads((model / "config.json").read_text()) | {"num_hidden_layers": layers}
+    (model / "config.json").write_text(json.dumps(config))
+    trace = f"trace:{folder / 'engine.safetensors'}"
+    result = command("harness", "compare", "--model", model, "--candidate", trace)
+    assert result.status == 2 and "num_hidden_layers" in result.err
+
+
+def test_logits_as_large_as_float32_allows_are_judged(folder, tmp_path):
+    """Their divergence is infinite: a failure like any other, without a warning."""
+    huge = put("text/propagated/logits", np.full((34, 512), 3e38, np.float32))
+    huge_but_one = changed(folder, tmp_path, huge)
+    arrays = load_file(huge_but_one)
+    arrays["text/propagated/logits"][:, 7] = -3e38
+    save_file(arrays, huge_but_one, {"schema": SCHEMA, "dtype": "float32"})
+    assert checks(harness.compare(MODEL, f"trace:{huge_but_one}"))["distribution"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--on", "{unknown}"], "70000 is outside the vocabulary"),
+        (["--on", "{unknown}", "--probes"], "goes with a trace"),
+        (["--reference", "golden"], "goes with --probes"),
+        (["--out", "{folder}"], "is a folder"),
+        (["--dtype", "int4"], "'int4'"),
+    ],
+)
+def test_what_no_trace_can_be_written_of_is_one_line(folder, command, tmp_path, arguments, words):
+    unknown = {"text/tokens": np.full(3, 70_000, np.int32)}
+    save_file(unknown, tmp_path / "unknown.safetensors", {"schema": PROBES})
+    places = {"{unknown}": tmp_path / "unknown.safetensors", "{folder}": tmp_path}
+    given = [places.get(each, each) for each in arguments]
+    result = command(
+        "harness", "trace", "--model", MODEL, "--out", tmp_path / "out.safetensors", *given
+    )
+    assert result.status == 2 and words in result.err and len(result.err.splitlines()) == 1
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_an_interrupted_trace_leaves_the_old_one(folder, monkeypatch, tmp_path):
