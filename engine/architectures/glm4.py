@@ -41,7 +41,7 @@ def spec(config: Config) -> DecoderSpec:
 
 _TINY = {**BASE, "model_type": "glm4", "head_dim": 24, "rms_norm_eps": 3e-5, "rope_theta": 5000.0}
 TINY = {
-    "plain": _TINY,
+    "plain": {**_TINY, "attention_bias": True, "partial_rotary_factor": 0.5},
     "yarn": {
         **_TINY,
         "attention_bias": False,

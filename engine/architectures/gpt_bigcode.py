@@ -17,12 +17,11 @@ def spec(config: Config) -> DecoderSpec:
 
 _TINY = {**BASE, "model_type": "gpt_bigcode"}
 TINY = {
-    "multi-query": _TINY,
+    "multi-query": {**_TINY, "n_inner": 84, "activation_function": "gelu"},
     "multi-head": {
         **_TINY,
         "multi_query": False,
-        "n_inner": 84,
-        "activation_function": "gelu",
+        "n_inner": None,
         "scale_attn_weights": False,
         "tie_word_embeddings": False,
     },

@@ -60,12 +60,17 @@ def spec(config: Config) -> DecoderSpec:
 _TINY = {**BASE, "model_type": "gpt_neox", "layer_norm_eps": 3e-5}
 del _TINY["num_key_value_heads"]
 TINY = {
-    "parallel": {**_TINY, "rotary_pct": 0.45, "rotary_emb_base": 5000},
+    "parallel": {
+        **_TINY,
+        "intermediate_size": 288,
+        "hidden_act": "gelu_fast",
+        "rotary_pct": 0.45,
+        "rotary_emb_base": 5000,
+    },
     "sequential": {
         **_TINY,
         "use_parallel_residual": False,
         "attention_bias": False,
-        "hidden_act": "gelu_new",
         "tie_word_embeddings": True,
         "rope_parameters": {
             "rope_type": "linear",

@@ -35,7 +35,7 @@ def spec(config: Config) -> DecoderSpec:
     return same_blocks(config, BlockSpec(attention, mlp, norm), names())
 
 
-_TINY = {**BASE, "model_type": "nemotron", "norm_eps": 3e-5}
+_TINY = {**BASE, "model_type": "nemotron", "hidden_act": "relu2", "norm_eps": 3e-5}
 TINY = {
     "plain": {**_TINY, "head_dim": 24, "rope_theta": 5000.0},
     "biases": {

@@ -48,8 +48,13 @@ def spec(config: Config) -> DecoderSpec:
     return same_blocks(config, block, _NAMES, head_bias=True)
 
 
-_TINY = {**BASE, "model_type": "phi", "layer_norm_eps": 3e-5, "rope_theta": 5000.0}
+_TINY = {**BASE, "model_type": "phi", "layer_norm_eps": 1e-4, "rope_theta": 5000.0}
 TINY = {
-    "qk-norm": {**_TINY, "partial_rotary_factor": 0.35, "qk_layernorm": True},
-    "plain": {**_TINY, "head_dim": 20, "hidden_act": "gelu"},
+    "plain": {**_TINY, "partial_rotary_factor": 0.45},
+    "qk-norm": {
+        **_TINY,
+        "partial_rotary_factor": 0.35,
+        "qk_layernorm": True,
+        "hidden_act": "gelu",  # exact, where the family's own is the tanh form
+    },
 }

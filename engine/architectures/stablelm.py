@@ -53,11 +53,12 @@ def spec(config: Config) -> DecoderSpec:
     return same_blocks(config, block, _NAMES)
 
 
-_TINY = {**BASE, "model_type": "stablelm", "layer_norm_eps": 3e-5, "rope_theta": 5000.0}
+_TINY = {**BASE, "model_type": "stablelm", "layer_norm_eps": 1e-4, "rope_theta": 5000.0}
 TINY = {
     "parallel": {
         **_TINY,
         "partial_rotary_factor": 0.45,
+        "use_qkv_bias": False,
         "use_parallel_residual": True,
         "qk_layernorm": True,
     },

@@ -44,6 +44,6 @@ def spec(config: Config) -> DecoderSpec:
 
 _TINY = {**BASE, "model_type": "starcoder2", "norm_epsilon": 3e-5, "rope_theta": 5000.0}
 TINY = {
-    "window": {**_TINY, "head_dim": 24, "sliding_window": 8, "tie_word_embeddings": False},
-    "full": {**_TINY, "use_bias": False, "sliding_window": None},
+    "window": {**_TINY, "sliding_window": 8, "tie_word_embeddings": False},
+    "full": {**_TINY, "head_dim": 24, "use_bias": False, "sliding_window": None},
 }
