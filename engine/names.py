@@ -16,13 +16,14 @@ class Name:
     """One transformers module and the engine module(s) that hold its parameters.
 
     `source` and `targets` are module paths in which `{i}` stands for the block index. More than
-    one target: the source is fused, and its output rows are split between the targets in order.
-    `transpose`: the source keeps its matrix as (in, out), as gpt2's Conv1D does. `parameter`: the
-    source and the targets are parameters themselves; `{e}` in such a source stands for the expert,
-    and the target stacks all E of them.
+    one target: the source is fused, and its output rows are split between the targets in order,
+    within each of `groups` (gpt_neox: q, k and v of a head stand together). `transpose`: the source
+    keeps its matrix as (in, out), as gpt2's Conv1D does. `parameter`: the source and the targets
+    are parameters themselves; `{e}` in such a source stands for the expert or the head, and the
+    target stacks all of them.
 
     Several rows for one target are spellings of it. A checkpoint is read by the row it has tensors
-    of; the first row is the one that errors speak of.
+    of; the first row is the one that errors speak of, the last what transformers has in memory.
     """
 
     source: str
@@ -59,10 +60,10 @@ _COMMON: dict[str, str] = {
 }
 
 
-def names(changes: Mapping[str, str] | None = None) -> tuple[Name, ...]:
-    """The common table with some engine paths given another source."""
+def names(changes: Mapping[str, str | None] | None = None) -> tuple[Name, ...]:
+    """The common table with some engine paths given another source, or none."""
     rows = {**_COMMON, **(changes or {})}
-    return tuple(Name(source, (target,)) for target, source in rows.items())
+    return tuple(Name(source, (target,)) for target, source in rows.items() if source)
 
 
 def expert_names(

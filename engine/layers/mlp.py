@@ -16,6 +16,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "swish": nn.silu,
     "gelu": nn.gelu,
     "gelu_new": nn.gelu_approx,
+    "gelu_fast": nn.gelu_approx,
     "gelu_pytorch_tanh": nn.gelu_approx,
     "quick_gelu": nn.gelu_fast_approx,  # x * sigmoid(1.702 x)
     "relu": nn.relu,

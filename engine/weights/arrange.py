@@ -51,7 +51,7 @@ def arrange(
     """
     spellings = list(_spellings(spec, shapes))
     tensors = _whole_names(tensors, spellings)
-    head = _head(spec)
+    head = _head(spec, tensors)
     tensors = _without_tied_head(tensors, spec, head, where) if spec.tied_head else tensors
     sources = _sources(spellings, tensors)
     used = {name: source.shape for source in sources for name in source.tensors}
@@ -151,10 +151,10 @@ def _whole_names(tensors: Mapping[str, mx.array], sources: list[_Source]) -> dic
     return {name if name in known else first + name: array for name, array in tensors.items()}
 
 
-def _head(spec: DecoderSpec) -> str | None:
-    """The checkpoint's name for the head's matrix."""
-    rows = (row.source for row in spec.names if row.targets == ("head",))
-    return next((f"{source}.weight" for source in rows), None)
+def _head(spec: DecoderSpec, tensors: Mapping[str, mx.array]) -> str | None:
+    """The checkpoint's name for the head's matrix; the first spelling where it has none."""
+    names = [f"{row.source}.weight" for row in spec.names if row.targets == ("head",)]
+    return next((name for name in names if name in tensors), names[0] if names else None)
 
 
 def _without_tied_head(

@@ -63,6 +63,11 @@ def checkpoint() -> dict[str, mx.array]:
     return tensors
 
 
+def checkpoint_of_tied() -> dict[str, mx.array]:
+    """The same without a head."""
+    return {name: array for name, array in checkpoint().items() if name != "lm_head.weight"}
+
+
 def message(tensors: dict[str, mx.array], **options: bool) -> str:
     """The message of the error; it is one line and names the place."""
     shapes = TIED if options.get("tied") else SHAPES
@@ -107,6 +112,49 @@ def test_any_split(rows, transpose):
     tensors = {"model.fused.weight": fused.T if transpose else fused}
     found = arrange(tensors, spec(names=names), shapes, WHERE)
     assert mx.array_equal(mx.concatenate([found[f"{target}.weight"] for target in targets]), fused)
+
+
+@given(
+    rows=st.lists(st.integers(1, 3), min_size=2, max_size=4),
+    groups=st.integers(1, 4),
+    transpose=st.booleans(),
+    bias=st.booleans(),
+)
+def test_rows_that_interleave_in_groups(rows, groups, transpose, bias):
+    """Group g of the fused rows holds group g of every target, in the order of the targets."""
+    targets = tuple(f"part{n}" for n in range(len(rows)))
+    leaf, rest = ("bias", ()) if bias else ("weight", (3,))
+    parts = [mx.random.normal((groups, count, *rest)) for count in rows]
+    shapes = {
+        f"{t}.{leaf}": (groups * count, *rest) for t, count in zip(targets, rows, strict=True)
+    }
+    fused = mx.concatenate(parts, axis=1).flatten(0, 1)
+    tensors = {f"model.fused.{leaf}": fused.T if transpose else fused}
+    names = (Name("model.fused", targets, transpose, groups=groups),)
+    found = arrange(tensors, spec(names=names), shapes, WHERE)
+    expected = {f"{t}.{leaf}": p.flatten(0, 1) for t, p in zip(targets, parts, strict=True)}
+    assert same(found, expected)
+    apart = (Name("model.fused", targets, transpose),)
+    in_one = arrange(tensors, spec(names=apart), shapes, WHERE)
+    assert same(in_one, expected) == (groups == 1)
+
+
+def test_grouped_rows_have_the_shape_of_all_groups():
+    shapes = {"q.weight": (8, 3), "k.weight": (4, 3)}
+    names = (Name("model.fused", ("q", "k"), groups=4),)
+    with pytest.raises(CorruptWeights, match=r"has shape \(11, 3\), expected is \(12, 3\)"):
+        arrange({"model.fused.weight": mx.zeros((11, 3))}, spec(names=names), shapes, WHERE)
+
+
+def test_parameters_of_heads_are_stacked():
+    shapes = {"norm.weight": (3, 5)}
+    names = (Name("model.norms.{e}.weight", ("norm.weight",), parameter=True),)
+    gains = {f"model.norms.{head}.weight": mx.random.normal((5,)) for head in range(3)}
+    found = arrange(gains, spec(names=names), shapes, WHERE)
+    assert same(found, {"norm.weight": mx.stack(list(gains.values()))})
+    del gains["model.norms.2.weight"]
+    with pytest.raises(CorruptWeights, match=r"'model\.norms\.2\.weight' is missing"):
+        arrange(gains, spec(names=names), shapes, WHERE)
 
 
 def test_a_base_model_lacks_the_first_component():
@@ -156,6 +204,21 @@ class TestTiedHead:
         del tensors["model.embed.weight"]
         found = arrange(tensors, spec(tied=True), TIED, WHERE)
         assert mx.array_equal(found["embed.weight"], tensors["lm_head.weight"])
+
+    def test_every_spelling_of_it_is_known(self):
+        tensors = checkpoint()
+        tensors["embed_out.weight"] = tensors["model.embed.weight"]
+        del tensors["lm_head.weight"]
+        names = (*NAMES, Name("embed_out", ("head",)))
+        assert same(
+            arrange(tensors, spec(tied=True, names=names), TIED, WHERE),
+            arrange(checkpoint_of_tied(), spec(tied=True), TIED, WHERE),
+        )
+        untied = arrange(tensors, spec(names=names), SHAPES, WHERE)
+        assert mx.array_equal(untied["head.weight"], tensors["embed_out.weight"])
+        del tensors["embed_out.weight"]
+        with pytest.raises(CorruptWeights, match=r"'lm_head\.weight' is missing"):
+            arrange(tensors, spec(names=names), SHAPES, WHERE)
 
     def test_another_matrix_is_refused(self):
         text = message(checkpoint(), tied=True)

@@ -12,7 +12,9 @@ from harness.random_models import config_of, variants
 
 def respelt(config: dict) -> dict:
     """The same configuration as transformers 5 writes it."""
-    new = {k: v for k, v in config.items() if not k.startswith("rope_")}
+    if "rope_parameters" in config:  # it is so already
+        return dict(config)
+    new = {k: v for k, v in config.items() if not k.startswith(("rope_", "rotary_"))}
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
     if "rope_local_base_freq" in config:
         new["rope_parameters"] = {
@@ -24,6 +26,12 @@ def respelt(config: dict) -> dict:
         }
     elif "rope_theta" in config:
         new["rope_parameters"] = {**scaling, "rope_theta": config["rope_theta"]}
+    elif "rotary_emb_base" in config:  # gpt_neox
+        new["rope_parameters"] = {
+            **scaling,
+            "rope_theta": config["rotary_emb_base"],
+            "partial_rotary_factor": config["rotary_pct"],
+        }
     return new
 
 
@@ -108,6 +116,18 @@ def test_settings_without_a_field_are_refused_not_ignored(family, changes, words
     assert words in str(caught.value)
 
 
+NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon")
+
+
+def rotated(theirs, width: int) -> int | None:
+    """How many features of a head transformers rotates, None where it does not."""
+    rotary = getattr(theirs, "rope_parameters", None)
+    if rotary is None:
+        return None
+    rotary = rotary.get("full_attention", rotary)
+    return int(width * rotary.get("partial_rotary_factor", 1.0))
+
+
 @pytest.mark.parametrize("family", supported())
 def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
     """The defaults of a family are those of its configuration class."""
@@ -115,11 +135,11 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
 
     small = {"hidden_size": 64, "intermediate_size": 80, "num_attention_heads": 4}
     small |= {"num_hidden_layers": 2, "vocab_size": 131}
-    if family == "gpt2":
-        small = {"n_embd": 64, "n_head": 4, "n_layer": 2}
     if family == "dots1":  # has no defaults for these that it could be built with
         small |= {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
     configs = [{**small, "num_key_value_heads": 4}]
+    if family == "gpt_bigcode":  # its class works it out from `multi_query`
+        configs = [small]
     if family == "llama":  # the one class here that takes nulls for both
         configs.append({**small, "num_key_value_heads": None, "head_dim": None})
     for config in configs:
@@ -132,8 +152,9 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
         assert attention.head_dim == width
         assert spec.tied_head == theirs.tie_word_embeddings
         assert spec.vocab == theirs.vocab_size and spec.max_length == theirs.max_position_embeddings
-        eps = getattr(theirs, "rms_norm_eps", None) or theirs.layer_norm_epsilon
+        eps = next(getattr(theirs, key) for key in NORM_EPS if hasattr(theirs, key))
         assert spec.blocks[0].norm.eps == eps
+        assert (attention.rope and attention.rope.dims) == rotated(theirs, width)
         assert spec.logit_softcap == getattr(theirs, "final_logit_softcapping", None)
 
 
