@@ -218,7 +218,8 @@ def _observe_all(
         tokens = sum(len(probe.tokens) for probe in comparison.probes)
         memory.check_disk(resume, tokens * width * memory.A_FEATURE, notice)
         sides = comparison.candidate, comparison.reference
-        read = [*files.weights, *(side.file for side in sides if getattr(side, "file", None))]
+        recordings = [file for side in sides if (file := getattr(side, "file", None))]
+        read = [*files.weights, *recordings]
         stat = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in read]
         state = Resume(
             resume,
