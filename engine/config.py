@@ -199,7 +199,7 @@ class _Scaling:
         value = self.settings.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= above:
-            raise self._wrong(key, value, f"a number above {above:g}")
+            raise self._wrong(key, repr(value), f"a number above {above:g}")
         return float(value)
 
     def factors(self, key: str, count: int) -> tuple[float, ...]:
@@ -209,7 +209,7 @@ class _Scaling:
             shown = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
             raise self._wrong(key, shown, f"a list of {count} numbers, one for each rotary pair,")
         if not all(type(v) in (int, float) and v > 0 for v in values):
-            raise self._wrong(key, values, "a list of numbers above 0")
+            raise self._wrong(key, repr(values), "a list of numbers above 0")
         return tuple(map(float, values))
 
     def yarn_magnitude(self, factor: float) -> float:
@@ -219,9 +219,9 @@ class _Scaling:
             return yarn_mscale(factor, one) / yarn_mscale(factor, all_dims)
         return yarn_mscale(factor)
 
-    def _wrong(self, key: str, value: Any, needed: str) -> InvalidConfig:
+    def _wrong(self, key: str, shown: str, needed: str) -> InvalidConfig:
         return InvalidConfig(
-            f"rotary scaling {self.kind!r} in {self.where} has {key} {value!r}: {needed} is needed"
+            f"rotary scaling {self.kind!r} in {self.where} has {key} {shown}: {needed} is needed"
         )
 
 

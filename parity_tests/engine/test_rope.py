@@ -61,14 +61,14 @@ originals = st.sampled_from((64, 333, 4096))
 
 
 @given(**grid, share=st.sampled_from((0.5, 1.0)))
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 def test_linear(head_dim, theta, factor, share):
     rotary = {"rope_type": "linear", "rope_theta": theta, "factor": factor}
     assert agree(head_dim, {**rotary, "partial_rotary_factor": share})
 
 
 @given(**grid, length=st.integers(1, 9000), share=st.sampled_from((0.5, 1.0)))
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 def test_dynamic(head_dim, theta, factor, length, share):
     """Up to the trained length and beyond it."""
     rotary = {"rope_type": "dynamic", "rope_theta": theta, "factor": factor}
@@ -76,7 +76,7 @@ def test_dynamic(head_dim, theta, factor, length, share):
 
 
 @given(**grid, original=originals, low=st.floats(0.5, 2.0), width=st.floats(0.5, 8.0))
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 def test_llama3(head_dim, theta, factor, original, low, width):
     rotary = {
         "rope_type": "llama3",
@@ -99,7 +99,7 @@ def test_llama3(head_dim, theta, factor, original, low, width):
     ),
     share=st.sampled_from((0.5, 1.0)),
 )
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 def test_yarn(head_dim, theta, factor, original, truncate, bounds, magnitude, share):
     rotary = {
         "rope_type": "yarn",
@@ -124,7 +124,7 @@ def test_yarn(head_dim, theta, factor, original, truncate, bounds, magnitude, sh
     share=st.sampled_from((0.5, 1.0)),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 def test_longrope(head_dim, theta, original, length, said, share, seed):
     """On both sides of the original length, and at it; a magnitude that is said or follows."""
     random, pairs = np.random.default_rng(seed), int(head_dim * share) // 2
