@@ -26,7 +26,7 @@ def spec(config: Config) -> DecoderSpec:
 
 _TINY = {**BASE, "model_type": "ernie4_5", "head_dim": 24}
 TINY = {
-    "plain": {**_TINY, "tie_word_embeddings": True},
+    "plain": {**_TINY, "use_bias": False, "tie_word_embeddings": True},
     "bias": {
         **{key: value for key, value in _TINY.items() if key != "rope_theta"},
         "use_bias": True,

@@ -18,17 +18,19 @@ def spec(config: Config) -> DecoderSpec:
 
 
 TINY = {
-    "plain": {
+    "tied": {
         **BASE,
+        "model_type": "granite",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+    },
+    "bias": {
+        **{key: value for key, value in BASE.items() if key != "rope_theta"},
         "model_type": "granite",
         "head_dim": 24,
         "attention_bias": True,
         "mlp_bias": True,
-    },
-    "tied": {
-        **{key: value for key, value in BASE.items() if key != "rope_theta"},
-        "model_type": "granite",
-        "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
     },
 }

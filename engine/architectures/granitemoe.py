@@ -47,9 +47,15 @@ def spec(config: Config) -> DecoderSpec:
 
 _TINY = {**BASE, "model_type": "granitemoe", "intermediate_size": 44}
 TINY = {
-    "plain": {**_TINY, "head_dim": 24, "num_local_experts": 6},
+    "plain": {
+        **_TINY,
+        "attention_bias": False,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+    },
     "tied": {
         **{key: value for key, value in _TINY.items() if key != "rope_theta"},
+        "head_dim": 24,
         "num_experts_per_tok": 3,
         "attention_bias": True,
         "tie_word_embeddings": True,

@@ -240,6 +240,6 @@ def test_blocks_without_positions_and_their_windows():
 
 
 def test_a_multiplier_that_divides_is_not_zero():
-    config = {**config_of("granite", "plain"), "logits_scaling": 0.0}
+    config = {**config_of("granite", "bias"), "logits_scaling": 0.0}
     with pytest.raises(InvalidConfig, match=r"logits_scaling is 0\.0 in x"):
         decoder_spec(Config(config, "x/config.json"))
