@@ -49,6 +49,12 @@ class Config:
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
         return self._get(key, default, (int, float))
 
+    def positive(self, key: str, default: Any = _REQUIRED) -> float:
+        value = self.number(key, default)
+        if value <= 0:
+            raise InvalidConfig(f"{key} is {value} in {self.where}: it must be above 0")
+        return value
+
     def integers(self, key: str, default: Any = _REQUIRED) -> Any:
         values = self._get(key, default, list)
         if not all(type(value) is int for value in values):
@@ -97,12 +103,14 @@ class Config:
         part: float | None = None,
         part_key: str = "partial_rotary_factor",
         pairs: str = "halves",
+        types: Mapping[str, str] | None = None,
     ) -> RopeSpec:
         """The rotary embedding of one layer type, in either spelling.
 
         `theta_key` and `part_key` are the family's top-level spellings of the base and of the share
         of the head width that is rotated; `part` is the default of the latter, None where the
-        family rotates whole heads. `scaled` says whether a top-level `rope_scaling` applies to this
+        family rotates whole heads. `types` are names that its checkpoints have for a scaling, and
+        what that is called here. `scaled` says whether a top-level `rope_scaling` applies to this
         layer type. Precedence as in transformers 5: `rope_scaling`, then `rope_parameters`, then
         top-level keys, then the default.
         """
@@ -113,6 +121,7 @@ class Config:
         scaling = self._get("rope_scaling", {}, dict) if scaled else {}
         merged = {**nested, **scaling} if layer_type is not None else dict(scaling or nested)
         kind = merged.get("rope_type", merged.get("type", "default"))
+        kind = (types or {}).get(kind, kind)
         if unknown := set(merged) - _ROPE_KEYS - {theta_key, part_key}:
             raise UnsupportedArchitecture(
                 f"rotary setting {sorted(unknown)[0]!r} in {self.where}: not supported for {kind!r}"
@@ -127,17 +136,20 @@ class Config:
             if not isinstance(value, (int, float)) or value <= 0:
                 raise InvalidConfig(f"{key} is {value!r} in {self.where}: it must be above 0")
         longest = self.integer("max_position_embeddings", 2048)
-        before = self.raw.get("original_max_position_embeddings")
-        before = before or merged.get("original_max_position_embeddings") or longest
+        scale = _Scaling(kind, merged, self.where)
+        # As in transformers: the one at top level goes first, but where layer types have their own.
+        key = "original_max_position_embeddings"
+        before = None if by_layer else self.integer(key, None)
+        before = before or scale.positive(key, longest)
         if kind == "dynamic":
             before = longest
-        scale = _Scaling(kind, merged, self.where)
         dims = int(head_dim * share)
         rope = RopeSpec(dims, float(theta), pairs, kind, original_length=int(before))
         if kind in ("linear", "dynamic"):
             return replace(rope, factor=scale.positive("factor"))
         if kind == "llama3":
-            low, high = scale.positive("low_freq_factor"), scale.positive("high_freq_factor")
+            low = scale.positive("low_freq_factor")
+            high = scale.positive("high_freq_factor", above=low)
             return replace(
                 rope, factor=scale.positive("factor"), low_freq_factor=low, high_freq_factor=high
             )
@@ -184,11 +196,11 @@ class _Scaling:
     settings: Mapping[str, Any]
     where: str
 
-    def positive(self, key: str, default: float | None = None) -> float:
+    def positive(self, key: str, default: float | None = None, above: float = 0.0) -> float:
         value = self.settings.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise self._wrong(key, value, "a number above 0")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= above:
+            raise self._wrong(key, repr(value), f"a number above {above:g}")
         return float(value)
 
     def factors(self, key: str, count: int) -> tuple[float, ...]:
@@ -198,19 +210,19 @@ class _Scaling:
             shown = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
             raise self._wrong(key, shown, f"a list of {count} numbers, one for each rotary pair,")
         if not all(type(v) in (int, float) and v > 0 for v in values):
-            raise self._wrong(key, values, "a list of numbers above 0")
+            raise self._wrong(key, repr(values), "a list of numbers above 0")
         return tuple(map(float, values))
 
     def yarn_magnitude(self, factor: float) -> float:
         """What YaRN's queries and keys are multiplied with. Source: its paper, section 3.4."""
-        one, all_dims = self.settings.get("mscale"), self.settings.get("mscale_all_dim")
-        if one and all_dims:
+        if self.settings.get("mscale") and self.settings.get("mscale_all_dim"):
+            one, all_dims = self.positive("mscale"), self.positive("mscale_all_dim")
             return yarn_mscale(factor, one) / yarn_mscale(factor, all_dims)
         return yarn_mscale(factor)
 
-    def _wrong(self, key: str, value: Any, needed: str) -> InvalidConfig:
+    def _wrong(self, key: str, shown: str, needed: str) -> InvalidConfig:
         return InvalidConfig(
-            f"rotary scaling {self.kind!r} in {self.where} has {key} {value!r}: {needed} is needed"
+            f"rotary scaling {self.kind!r} in {self.where} has {key} {shown}: {needed} is needed"
         )
 
 

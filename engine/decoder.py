@@ -14,7 +14,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from .cache import Cache, make_cache
-from .layers import Tap, no_tap, under
+from .layers import Tap, no_tap, scaled, under
 from .layers.attention import Attention
 from .layers.latent_attention import LatentAttention
 from .layers.mlp import MLP
@@ -67,8 +67,7 @@ class Decoder(nn.Module):
             x = x[:, -1:]
         x = tap("norm", self.norm(x))
         logits = self.embed.as_linear(x) if self.spec.tied_head else self.head(x)
-        if self.spec.logit_scale != 1.0:
-            logits = logits * mx.array(self.spec.logit_scale, logits.dtype)
+        logits = scaled(logits, self.spec.logit_scale)
         if self.spec.logit_softcap:
             logits = self.spec.logit_softcap * mx.tanh(logits / self.spec.logit_softcap)
         return tap("head", logits)
@@ -108,18 +107,14 @@ class Block(nn.Module):
         """(B, T, C) -> (B, T, C)"""
         normed = self._normed("attn_norm", x, tap)
         y = tap("attn", self.attn(normed, cache, length, under(tap, "attn")))
-        y = self._scaled(self._normed("attn_post_norm", y, tap))
+        y = scaled(self._normed("attn_post_norm", y, tap), self._spec.residual_scale)
         between = x if self._spec.parallel else x + y
         if not self._spec.one_norm:
             normed = self._normed("mlp_norm", between, tap)
         z = tap("mlp", self.mlp(normed, under(tap, "mlp")))
-        z = self._scaled(self._normed("mlp_post_norm", z, tap))
+        z = scaled(self._normed("mlp_post_norm", z, tap), self._spec.residual_scale)
         return x + y + z if self._spec.parallel else between + z
 
     def _normed(self, name: str, x: mx.array, tap: Tap) -> mx.array:
         """`x` through the norm of that name, where the block has it."""
         return tap(name, self[name](x)) if name in self else x
-
-    def _scaled(self, branch: mx.array) -> mx.array:
-        scale = self._spec.residual_scale
-        return branch if scale == 1.0 else branch * mx.array(scale, branch.dtype)

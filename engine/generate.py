@@ -14,6 +14,7 @@ import mlx.core as mx
 from .cache import Cache, make_cache
 from .decoder import Decoder
 from .errors import InvalidPrompt
+from .spec import DecoderSpec
 
 PREFILL_CHUNK = 512  # tokens fed at a time, so that memory does not grow with the prompt squared
 
@@ -75,7 +76,8 @@ def generate(
 ) -> Iterator[int]:
     """Yield the greedy continuation of `prompt`, up to and including a token of `stop`.
 
-    Ends early where learned positions run out. Raises InvalidPrompt.
+    Ends early where learned positions run out. Where a sequence outgrows the short factors of
+    LongRoPE it is fed once more, for all its keys are other ones then. Raises InvalidPrompt.
     """
     room = decoder.spec.learned_positions
     check_prompt(prompt, decoder.spec.vocab, room)
@@ -85,10 +87,14 @@ def generate(
     begin = time.perf_counter()
     cache = make_cache(decoder.spec)
     token = _best(prefill(decoder, prompt, cache))
+    edges, found = _edges(decoder.spec), []
     for n in range(max_tokens):
         # The next step is queued before this token is read back.
         ahead = None
-        if n + 1 < max_tokens:
+        if n + 1 < max_tokens and len(prompt) + n in edges:
+            cache, known = make_cache(decoder.spec), [*prompt, *found, int(token.item())]
+            ahead = _best(prefill(decoder, known, cache))
+        elif n + 1 < max_tokens:
             ahead = _best(decoder(token[:, None], cache)[:, -1])
             mx.async_eval(ahead)
         value = int(token.item())  # type: ignore[arg-type]
@@ -97,10 +103,17 @@ def generate(
         if n == 0:
             timing.first = timing.last
             timing.prompt_tokens, timing.prompt_seconds = len(prompt), timing.first - begin
+        found.append(value)
         yield value
         if value in stop or ahead is None:
             return
         token = ahead
+
+
+def _edges(spec: DecoderSpec) -> set[int]:
+    """The lengths that are the last of LongRoPE's short factors."""
+    ropes = [block.attention.rope for block in spec.blocks]
+    return {r.original_length or 0 for r in ropes if r is not None and r.type == "longrope"}
 
 
 def _best(logits: mx.array) -> mx.array:

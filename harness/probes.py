@@ -105,22 +105,30 @@ def a_text(i: int) -> str:
 def decodable_length(config: Mapping[str, Any]) -> int | None:
     """The longest sequence that decoding token by token computes as one pass does, if there is one.
 
-    Learned positions end; and past its length a dynamic rotary base grows with every token, while
-    the keys of earlier tokens keep the base they were made with, in transformers too.
+    Learned positions end; and past its length a dynamic rotary base grows with every token, and
+    the factors of LongRoPE are others, while the keys of earlier tokens stay as they were made, in
+    transformers too.
     """
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if scaling.get("rope_type", scaling.get("type")) == "dynamic":
-        return config.get("max_position_embeddings")
+    if _rotary(config)[0] in ("dynamic", "longrope", "su"):
+        return trained_length(config)
     return config.get("n_positions")
 
 
 def trained_length(config: Mapping[str, Any]) -> int | None:
     """The length a rotary scaling starts from, where config.json has one that depends on it."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type"))
+    kind, scaling = _rotary(config)
     if kind == "dynamic":
         return config.get("max_position_embeddings")
-    return scaling.get("original_max_position_embeddings")
+    if kind in (None, "default", "linear"):
+        return None
+    key = "original_max_position_embeddings"
+    return config.get(key) or scaling.get(key)
+
+
+def _rotary(config: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    """The type of the rotary scaling and its settings, of all blocks alike."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return scaling.get("rope_type", scaling.get("type")), scaling
 
 
 def read_prompts(path: Path, encode: Any, rows: int) -> list[Probe]:

@@ -54,7 +54,7 @@ def spread_out(name: str, parameter: Any, torch: Any) -> None:
         parameter.add_(torch.empty_like(parameter).uniform_(-0.4, 0.4))
     elif "embed" in name or "wte" in name or "wpe" in name:
         parameter.normal_(0, 0.6)
-    elif any(word in name for word in ("q_proj", "k_proj", "c_attn", "query_key_value")):
+    elif any(word in name for word in ("q_proj", "k_proj", "qkv", "c_attn", "query_key_value")):
         parameter.normal_(0, 2.0 / parameter.shape[-1] ** 0.5)
     else:
         parameter.normal_(0, 1.0 / min(parameter.shape[-2:]) ** 0.5)  # experts are stacked

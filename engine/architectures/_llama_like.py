@@ -5,9 +5,11 @@ A family passes what it does differently; the defaults are those of transformers
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..config import Config
 from ..names import Name, names
-from ..spec import AttentionSpec, BlockSpec, DecoderSpec, MLPSpec, MoESpec, NormSpec
+from ..spec import AttentionSpec, BlockSpec, DecoderSpec, MLPSpec, MoESpec, NormSpec, RopeSpec
 
 
 def llama_like(
@@ -25,19 +27,23 @@ def llama_like(
     eps: float = 1e-6,
     theta: float = 10000.0,
     max_length: int = 2048,
+    tied: bool = False,
+    rope: Callable[[int], RopeSpec] | None = None,
 ) -> DecoderSpec:
     """A decoder of the llama kind.
 
     `windows` and `experts` hold one entry per block, None for full attention and for a dense MLP.
-    `more_names` go before the common table. `kv_heads`, `head_dim`, `eps`, `theta` and `max_length`
-    are the defaults of the family where config.json is silent.
+    `more_names` go before the common table. `kv_heads`, `head_dim`, `eps`, `theta`, `max_length`
+    and `tied` are the defaults of the family where config.json is silent. `rope(head_dim)` gives
+    the rotary embedding, where it is more than whole heads turned in halves.
     """
     width = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     count = config.integer("num_hidden_layers")
-    # An explicit null means as many as query heads; absence means the family's default.
-    silent = "num_key_value_heads" not in config.raw
-    K: int = config.integer("num_key_value_heads", (kv_heads if silent else None) or heads)
+    # An explicit null means what follows from other keys; absence means the family's default.
+    kv_heads = kv_heads if "num_key_value_heads" not in config.raw else None
+    head_dim = head_dim if "head_dim" not in config.raw else None
+    K: int = config.integer("num_key_value_heads", kv_heads or heads)
     D: int = config.integer("head_dim", head_dim or width // heads)
     norm = NormSpec("rms", config.number("rms_norm_eps", eps))
     config.raw.setdefault("max_position_embeddings", max_length)
@@ -51,7 +57,7 @@ def llama_like(
                 kv_heads=K,
                 head_dim=D,
                 scale=D**-0.5,
-                rope=config.rope(D, default_theta=theta),
+                rope=rope(D) if rope else config.rope(D, default_theta=theta),
                 window=window,
                 qk_norm=norm if qk_norm else None,
                 qkv_bias=qkv_bias,
@@ -69,7 +75,7 @@ def llama_like(
         blocks=blocks,
         norm=norm,
         names=(*more_names, *names()),
-        tied_head=config.boolean("tie_word_embeddings", False),
+        tied_head=config.boolean("tie_word_embeddings", tied),
         max_length=config.integer("max_position_embeddings"),
     )
 

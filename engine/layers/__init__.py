@@ -24,3 +24,8 @@ def under(tap: Tap, prefix: str) -> Tap:
     if tap is no_tap:
         return no_tap
     return lambda name, x: tap(f"{prefix}.{name}", x)
+
+
+def scaled(x: mx.array, factor: float) -> mx.array:
+    """x times a factor that is not itself rounded to the dtype of x."""
+    return x if factor == 1.0 else (x.astype(mx.float32) * factor).astype(x.dtype)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from engine.architectures import decoder_spec, supported
 from engine.config import Config
@@ -11,9 +14,12 @@ from harness.random_models import config_of, variants
 
 
 def respelt(config: dict) -> dict:
-    """The same configuration as transformers 5 writes it."""
-    if "rope_parameters" in config:  # it is so already
-        return dict(config)
+    """The same configuration in the other spelling: transformers 5's, or 4's where it is in 5's."""
+    if "rope_parameters" in config:
+        rotary = dict(config["rope_parameters"])
+        old = {k: v for k, v in config.items() if k != "rope_parameters"}
+        theta = "rotary_emb_base" if config["model_type"] == "gpt_neox" else "rope_theta"
+        return {**old, theta: rotary.pop("rope_theta"), "rope_scaling": rotary}
     new = {k: v for k, v in config.items() if not k.startswith(("rope_", "rotary_"))}
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
     if "rope_local_base_freq" in config:
@@ -42,7 +48,7 @@ def test_both_spellings_mean_the_same(family, variant):
 
 
 @pytest.mark.parametrize(("family", "variant"), variants())
-def test_transformers_reads_the_new_spelling_alike(family, variant):
+def test_transformers_reads_the_other_spelling_alike(family, variant):
     """The respelling used above is transformers' own: it normalises both to one form."""
     import transformers
 
@@ -65,6 +71,69 @@ def test_older_key_type_is_rope_type():
     config = config_of("llama", "linear")
     old = {**config, "rope_scaling": {"type": "linear", "factor": 2.5}}
     assert decoder_spec(Config(old)) == decoder_spec(Config(config))
+
+
+@pytest.mark.parametrize("name", ["su", "yarn"])
+def test_old_names_of_longrope_are_read(name):
+    config = config_of("phi3", "longrope")
+    old = {**config, "rope_scaling": {**config["rope_scaling"], "type": name}}
+    assert decoder_spec(Config(old)) == decoder_spec(Config(config))
+    other = {**config_of("llama", "linear"), "rope_scaling": {"type": name, "factor": 2.0}}
+    assert decoder_spec(Config(other)).blocks[0].attention.rope.type == name
+
+
+def test_the_original_length_is_looked_for_where_transformers_does():
+    """At top level, then in the scaling, then it is the longest; a layer type has its own alone."""
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    inner = {**yarn, "original_max_position_embeddings": 64}
+    raw = {"max_position_embeddings": 256}
+    top = {**raw, "original_max_position_embeddings": 48}
+
+    def length(config: dict, scaling: dict) -> int:
+        return Config({**config, "rope_parameters": scaling}).rope(64).original_length
+
+    assert (length(top, inner), length(raw, inner), length(raw, yarn)) == (48, 64, 256)
+    for config, scaling, expected in ((top, inner, 64), (top, yarn, 256)):
+        nested = Config({**config, "rope_parameters": {"full_attention": scaling}})
+        assert nested.rope(64, layer_type="full_attention").original_length == expected
+
+
+def test_a_part_of_the_head_is_rotated_where_the_family_does():
+    inner = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
+    for raw in ({"partial_rotary_factor": 0.5}, inner):
+        assert Config(raw).rope(20, part=1.0).dims == 10
+        with pytest.raises(UnsupportedArchitecture, match="the family rotates whole heads"):
+            Config(raw).rope(20)
+    assert Config({}).rope(20, part=0.25).dims == 5
+    assert Config({"rotary_pct": 0.5}).rope(20, part=0.25, part_key="rotary_pct").dims == 10
+
+
+_YARN = {"rope_type": "yarn", "factor": 4.0}
+_LONG = {"rope_type": "longrope", "short_factor": [1.0] * 9, "long_factor": [2.0] * 9}
+_LLAMA3 = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "words"),
+    [
+        ({"rope_type": "linear", "factor": -1.0}, "'linear' in x/config.json has factor -1.0"),
+        ({"rope_type": "dynamic", "factor": True}, "'dynamic' in x/config.json has factor True"),
+        ({**_YARN, "attention_factor": 0.0}, "has attention_factor 0.0: a number above 0"),
+        ({**_YARN, "mscale": "1", "mscale_all_dim": 1.0}, "has mscale '1': a number above 0"),
+        ({**_YARN, "beta_fast": []}, "has beta_fast []: a number above 0"),
+        ({**_YARN, "original_max_position_embeddings": -5}, "embeddings -5: a number above 0"),
+        ({**_LLAMA3, "high_freq_factor": 1.0}, "high_freq_factor 1.0: a number above 1"),
+        ({**_LLAMA3, "low_freq_factor": None}, "low_freq_factor None: a number above 0"),
+        ({**_LONG, "long_factor": None}, "long_factor None: a list of 9 numbers"),
+        ({**_LONG, "short_factor": [1.0] * 8}, "short_factor 8 numbers: a list of 9 numbers"),
+        ({**_LONG, "short_factor": [0.0] * 9}, "a list of numbers above 0"),
+    ],
+)
+def test_wrong_rotary_values_are_named_with_their_place(scaling, words):
+    config = {**config_of("llama", "tied"), "rope_scaling": scaling}
+    with pytest.raises(InvalidConfig) as caught:
+        decoder_spec(Config(config, "x/config.json"))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_unsupported_model_type_lists_the_nearest_first():
@@ -104,6 +173,8 @@ def test_wrong_values_are_named_with_their_place(changes, words):
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "twist": 1}}, "'twist'"),
         ("llama", {"hidden_act": "sine"}, "'sine'"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "phi3 has longrope alone"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
 )
@@ -138,18 +209,21 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
     if family == "dots1":  # has no defaults for these that it could be built with
         small |= {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
     configs = [{**small, "num_key_value_heads": 4}]
+    for key in ("num_key_value_heads", "head_dim"):
+        null = {"num_key_value_heads": 4, **small, key: None}
+        with contextlib.suppress(StrictDataclassFieldValidationError):  # not in every class
+            transformers.AutoConfig.for_model(family, **null)
+            configs.append(null)
     if family == "gpt_bigcode":  # its class works it out from `multi_query`
         configs = [small]
-    if family == "llama":  # the one class here that takes nulls for both
-        configs.append({**small, "num_key_value_heads": None, "head_dim": None})
     for config in configs:
         spec = decoder_spec(Config({**config, "model_type": family}))
         theirs = transformers.AutoConfig.for_model(family, **config)
         attention = spec.blocks[0].attention
-        heads = getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
+        heads = getattr(theirs, "num_key_value_heads", None) or theirs.num_attention_heads
         assert attention.kv_heads == heads
         width = getattr(theirs, "head_dim", None) or theirs.hidden_size // attention.heads
-        assert attention.head_dim == width
+        assert attention.head_dim == width, config
         assert spec.tied_head == theirs.tie_word_embeddings
         assert spec.vocab == theirs.vocab_size and spec.max_length == theirs.max_position_embeddings
         eps = next(getattr(theirs, key) for key in NORM_EPS if hasattr(theirs, key))
@@ -161,3 +235,31 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
 def test_an_explicit_null_is_not_absence():
     config = {**config_of("qwen3", "plain"), "num_key_value_heads": None}
     assert decoder_spec(Config(config)).blocks[0].attention.kv_heads == 4
+
+
+def test_blocks_without_positions_and_their_windows():
+    """Every fourth block by default; a list says 1 where a block is rotated."""
+    small = {"model_type": "smollm3", "hidden_size": 64, "intermediate_size": 80}
+    small |= {"num_attention_heads": 4, "num_hidden_layers": 5, "vocab_size": 131}
+    window = {"use_sliding_window": True, "sliding_window": 8}
+
+    def blocks(**more):
+        spec = decoder_spec(Config({**small, **more}, "x/config.json"))
+        return [(b.attention.rope is not None, b.attention.window) for b in spec.blocks]
+
+    assert blocks() == [(True, None)] * 3 + [(False, None), (True, None)]
+    assert blocks(**window) == [(True, None)] * 3 + [(False, 8), (True, None)]
+    turned = blocks(no_rope_layers=[0, 1, 1, 0, 1, 1], **window)
+    assert turned == [(False, 8), (True, None), (True, None), (False, 8), (True, None)]
+    kinds = ["sliding_attention"] + ["full_attention"] * 4
+    assert blocks(layer_types=kinds, sliding_window=8)[0] == (True, 8)
+    with pytest.raises(InvalidConfig, match="no_rope_layers has 2 entries in x"):
+        blocks(no_rope_layers=[1, 0])
+    with pytest.raises(InvalidConfig, match="sliding_window is missing"):
+        blocks(layer_types=kinds)
+
+
+def test_a_multiplier_that_divides_is_not_zero():
+    config = {**config_of("granite", "bias"), "logits_scaling": 0.0}
+    with pytest.raises(InvalidConfig, match=r"logits_scaling is 0\.0 in x"):
+        decoder_spec(Config(config, "x/config.json"))

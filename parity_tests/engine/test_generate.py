@@ -24,6 +24,29 @@ def test_greedy_is_the_argmax_of_one_pass(family):
     assert taken == expected
 
 
+def test_a_sequence_that_outgrows_the_short_factors_is_fed_again():
+    """Each token is the argmax of one pass, whose keys are all of the long factors by then."""
+    decoder = random_decoder("phi3", "longrope")
+    length = decoder.spec.blocks[0].attention.rope.original_length
+    prompt = (PROMPT * length)[: length - 5]
+    taken = list(generate(decoder, prompt, 30))
+    logits = decoder(mx.array([prompt + taken]))[0]
+    short = decoder(mx.array([(prompt + taken)[:length]]))[0]
+    best = [int(t) for t in mx.argmax(logits, axis=-1)]
+    assert taken[6:] == best[length:-1]
+    assert taken[:6] == [int(t) for t in mx.argmax(short, axis=-1)][length - 6 :]
+
+
+def test_keys_of_the_short_factors_would_show():
+    decoder = random_decoder("phi3", "longrope")
+    length = decoder.spec.blocks[0].attention.rope.original_length
+    tokens = mx.array([(PROMPT * length)[: length + 1]])
+    cache = make_cache(decoder.spec)
+    decoder(tokens[:, :-1], cache)
+    stale, whole = decoder(tokens[:, -1:], cache)[0, -1], decoder(tokens)[0, -1]
+    assert mx.abs(stale - whole).max().item() > 1e-2 * mx.abs(whole).max().item()
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 7, 8, 9, 100])
 def test_prefill_chunks_do_not_change_the_logits(chunk):
     decoder = random_decoder("gemma3_text", "local-global")
