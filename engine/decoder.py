@@ -68,7 +68,8 @@ class Decoder(nn.Module):
         x = tap("norm", self.norm(x))
         logits = self.embed.as_linear(x) if self.spec.tied_head else self.head(x)
         if self.spec.logit_scale != 1.0:
-            logits = logits * mx.array(self.spec.logit_scale, logits.dtype)
+            scaled = logits.astype(mx.float32) * self.spec.logit_scale
+            logits = scaled.astype(logits.dtype)  # the scale itself is not rounded
         if self.spec.logit_softcap:
             logits = self.spec.logit_softcap * mx.tanh(logits / self.spec.logit_softcap)
         return tap("head", logits)
