@@ -59,10 +59,10 @@ _COMMON: dict[str, str] = {
 }
 
 
-def names(changes: Mapping[str, str] | None = None) -> tuple[Name, ...]:
-    """The common table with some engine paths given another source."""
+def names(changes: Mapping[str, str | None] | None = None) -> tuple[Name, ...]:
+    """The common table with some engine paths given another source; None: the family has none."""
     rows = {**_COMMON, **(changes or {})}
-    return tuple(Name(source, (target,)) for target, source in rows.items())
+    return tuple(Name(source, (target,)) for target, source in rows.items() if source)
 
 
 def expert_names(

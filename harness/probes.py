@@ -7,7 +7,7 @@ vocabulary. Random ids come from a fixed seed, so that every machine runs the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def kinds_of(
         found.append(text)
     found.append(Kind("random", "ids in no order: nothing is learned", ids(RANDOM_LENGTH)))
     window = config.get("sliding_window")
-    if isinstance(window, int) and 2 * window + 1 <= longest:
+    if isinstance(window, int) and window > 0 and 2 * window + 1 <= longest:
         found += [
             Kind("window", f"as long as the window of {window}", ids(window)),
             Kind("window+1", "one token leaves the window", ids(window + 1)),
@@ -108,19 +108,27 @@ def decodable_length(config: Mapping[str, Any]) -> int | None:
     Learned positions end; and past its length a dynamic rotary base grows with every token, while
     the keys of earlier tokens keep the base they were made with, in transformers too.
     """
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if scaling.get("rope_type", scaling.get("type")) == "dynamic":
+    if any(kind == "dynamic" for kind, _ in _scalings(config)):
         return config.get("max_position_embeddings")
     return config.get("n_positions")
 
 
 def trained_length(config: Mapping[str, Any]) -> int | None:
     """The length a rotary scaling starts from, where config.json has one that depends on it."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind == "dynamic":
-        return config.get("max_position_embeddings")
-    return scaling.get("original_max_position_embeddings")
+    for kind, scaling in _scalings(config):
+        if kind == "dynamic":
+            return config.get("max_position_embeddings")
+        if length := scaling.get("original_max_position_embeddings"):
+            return length
+    return None
+
+
+def _scalings(config: Mapping[str, Any]) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
+    """Each rotary scaling with its kind: one, or one for each type of layer."""
+    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    by_layer = [value for value in found.values() if isinstance(value, Mapping)]
+    for scaling in by_layer or [found]:
+        yield scaling.get("rope_type", scaling.get("type")), scaling
 
 
 def read_prompts(path: Path, encode: Any, rows: int) -> list[Probe]:

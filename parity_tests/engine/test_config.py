@@ -12,14 +12,16 @@ from harness.random_models import config_of, variants
 
 def respelt(config: dict) -> dict:
     """The same configuration as transformers 5 writes it."""
+    if "rope_parameters" in config:
+        return config
     new = {k: v for k, v in config.items() if not k.startswith("rope_")}
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
-    if "rope_local_base_freq" in config:
+    if "rope_local_base_freq" in config or config["model_type"] == "olmo3":
         new["rope_parameters"] = {
             "full_attention": {**scaling, "rope_theta": config["rope_theta"]},
             "sliding_attention": {
                 "rope_type": "default",
-                "rope_theta": config["rope_local_base_freq"],
+                "rope_theta": config.get("rope_local_base_freq", 500_000.0),
             },
         }
     elif "rope_theta" in config:
@@ -132,7 +134,8 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
         assert attention.head_dim == width
         assert spec.tied_head == theirs.tie_word_embeddings
         assert spec.vocab == theirs.vocab_size and spec.max_length == theirs.max_position_embeddings
-        eps = getattr(theirs, "rms_norm_eps", None) or theirs.layer_norm_epsilon
+        keys = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps")
+        eps = next(getattr(theirs, key) for key in keys if hasattr(theirs, key))
         assert spec.blocks[0].norm.eps == eps
         assert spec.logit_softcap == getattr(theirs, "final_logit_softcapping", None)
 
