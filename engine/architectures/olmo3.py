@@ -48,7 +48,7 @@ def spec(config: Config) -> DecoderSpec:
 _TINY = {**BASE, "model_type": "olmo3", "num_hidden_layers": 4, "sliding_window": 8}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 TINY = {
-    "yarn": {**_TINY, "head_dim": 24, "rope_scaling": {**_YARN, "beta_fast": 8.0}},
+    "yarn": {**_TINY, "head_dim": 24, "rope_scaling": {**_YARN, "beta_fast": 4.0}},
     "by layer type": {
         **{key: value for key, value in _TINY.items() if key != "rope_theta"},
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
