@@ -97,7 +97,7 @@ class Config:
         head_dim: int,
         *,
         layer_type: str | None = None,
-        theta_key: str = "rope_theta",
+        theta_key: str | None = "rope_theta",
         default_theta: float = 10000.0,
         scaled: bool = True,
         part: float | None = None,
@@ -109,10 +109,10 @@ class Config:
 
         `theta_key` and `part_key` are the family's top-level spellings of the base and of the share
         of the head width that is rotated; `part` is the default of the latter, None where the
-        family rotates whole heads. `types` are names that its checkpoints have for a scaling, and
-        what that is called here. `scaled` says whether a top-level `rope_scaling` applies to this
-        layer type. Precedence as in transformers 5: `rope_scaling`, then `rope_parameters`, then
-        top-level keys, then the default.
+        family rotates whole heads. `theta_key` None and `scaled` False: no top-level base, and no
+        top-level `rope_scaling`, applies to this layer type. `types` are names that its checkpoints
+        have for a scaling, and what that is called here. Precedence as in transformers 5:
+        `rope_scaling`, then `rope_parameters`, then top-level keys, then the default.
         """
         nested = self._get("rope_parameters", {}, dict)
         by_layer = any(isinstance(value, Mapping) for value in nested.values())
@@ -126,13 +126,15 @@ class Config:
             raise UnsupportedArchitecture(
                 f"rotary setting {sorted(unknown)[0]!r} in {self.where}: not supported for {kind!r}"
             )
-        theta = merged.get("rope_theta") or self.number(theta_key, default_theta)
+        theta = merged.get("rope_theta") or (
+            self.number(theta_key, default_theta) if theta_key else default_theta
+        )
         share = merged.get("partial_rotary_factor") or self.number(part_key, part or 1.0)
         if share != 1.0 and part is None:
             raise UnsupportedArchitecture(
                 f"{part_key} is {share!r} in {self.where}: the family rotates whole heads"
             )
-        for key, value in ((theta_key, theta), (part_key, share)):
+        for key, value in ((theta_key or "rope_theta", theta), (part_key, share)):
             if not isinstance(value, (int, float)) or value <= 0:
                 raise InvalidConfig(f"{key} is {value!r} in {self.where}: it must be above 0")
         longest = self.integer("max_position_embeddings", 2048)

@@ -59,9 +59,10 @@ class AttentionSpec:
 
     `rope` None: no positions. `window` W: a token sees itself and the W-1 before it. `softcap` c:
     logits become c*tanh(logits/c) before the mask. `sinks`: a learned logit per query head takes
-    its share of the softmax and gives nothing. `clip` c: queries, keys and values are kept within
-    -c and c. `qk_norm` is taken over each head with one gain (D,) for all ("head"), over each with
-    a gain of its own (H, D) ("each head"), or over all at once, gain (H*D,) ("all heads").
+    its share of the softmax and gives nothing. `qk_norm` is taken over each head with one gain
+    (D,) for all ("head"), over each with a gain of its own (H, D) ("each head"), or over all at
+    once, gain (H*D,) ("all heads"). `clip` c: what the norms give, and the values, are kept within
+    -c and c before positions are given.
     """
 
     heads: int

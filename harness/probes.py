@@ -7,7 +7,7 @@ vocabulary. Random ids come from a fixed seed, so that every machine runs the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def kinds_of(
         found.append(text)
     found.append(Kind("random", "ids in no order: nothing is learned", ids(RANDOM_LENGTH)))
     window = config.get("sliding_window")
-    if isinstance(window, int) and 2 * window + 1 <= longest:
+    if isinstance(window, int) and window > 0 and 2 * window + 1 <= longest:
         found += [
             Kind("window", f"as long as the window of {window}", ids(window)),
             Kind("window+1", "one token leaves the window", ids(window + 1)),
@@ -109,26 +109,28 @@ def decodable_length(config: Mapping[str, Any]) -> int | None:
     the factors of LongRoPE are others, while the keys of earlier tokens stay as they were made, in
     transformers too.
     """
-    if _rotary(config)[0] in ("dynamic", "longrope", "su"):
+    if any(kind in ("dynamic", "longrope", "su") for kind, _ in _scalings(config)):
         return trained_length(config)
     return config.get("n_positions")
 
 
 def trained_length(config: Mapping[str, Any]) -> int | None:
     """The length a rotary scaling starts from, where config.json has one that depends on it."""
-    kind, scaling = _rotary(config)
-    if kind == "dynamic":
-        return config.get("max_position_embeddings")
-    if kind in (None, "default", "linear"):
-        return None
-    key = "original_max_position_embeddings"
-    return config.get(key) or scaling.get(key)
+    for kind, scaling in _scalings(config):
+        if kind == "dynamic":
+            return config.get("max_position_embeddings")
+        key = "original_max_position_embeddings"
+        if kind not in (None, "default", "linear") and (config.get(key) or scaling.get(key)):
+            return config.get(key) or scaling.get(key)
+    return None
 
 
-def _rotary(config: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
-    """The type of the rotary scaling and its settings, of all blocks alike."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    return scaling.get("rope_type", scaling.get("type")), scaling
+def _scalings(config: Mapping[str, Any]) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
+    """Each rotary scaling with its kind: one, or one for each type of layer."""
+    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    by_layer = [value for value in found.values() if isinstance(value, Mapping)]
+    for scaling in by_layer or [found]:
+        yield scaling.get("rope_type", scaling.get("type")), scaling
 
 
 def read_prompts(path: Path, encode: Any, rows: int) -> list[Probe]:

@@ -50,11 +50,12 @@ def spread_out(name: str, parameter: Any, torch: Any) -> None:
     """Fill one parameter in place: where a default would hide a fault, something else."""
     if name.endswith("bias"):
         parameter.normal_(0, 0.2)
-    elif parameter.ndim == 1:  # a norm's gain, around whatever the family starts from
+    elif parameter.ndim == 1 or "norm" in name:  # a gain, around whatever the family starts from
         parameter.add_(torch.empty_like(parameter).uniform_(-0.4, 0.4))
     elif "embed" in name or "wte" in name or "wpe" in name:
         parameter.normal_(0, 0.6)
     elif any(word in name for word in ("q_proj", "k_proj", "qkv", "c_attn", "query_key_value")):
         parameter.normal_(0, 2.0 / parameter.shape[-1] ** 0.5)
     else:
-        parameter.normal_(0, 1.0 / min(parameter.shape[-2:]) ** 0.5)  # experts are stacked
+        matrix = [n for n in parameter.shape[-2:] if n > 1]  # experts are stacked, a gate is a row
+        parameter.normal_(0, 1.0 / min(matrix) ** 0.5)

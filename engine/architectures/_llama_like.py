@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..config import Config
+from ..errors import InvalidConfig
 from ..names import Name, names
 from ..spec import AttentionSpec, BlockSpec, DecoderSpec, MLPSpec, MoESpec, NormSpec, RopeSpec
 
@@ -24,18 +25,22 @@ def llama_like(
     out_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    qk_norm_over: str = "head",
+    clip: float | None = None,
+    norm: NormSpec | None = None,
+    rope: Callable[[int, int], RopeSpec | None] | None = None,
     eps: float = 1e-6,
     theta: float = 10000.0,
     max_length: int = 2048,
     tied: bool = False,
-    rope: Callable[[int], RopeSpec] | None = None,
 ) -> DecoderSpec:
     """A decoder of the llama kind.
 
     `windows` and `experts` hold one entry per block, None for full attention and for a dense MLP.
-    `more_names` go before the common table. `kv_heads`, `head_dim`, `eps`, `theta`, `max_length`
-    and `tied` are the defaults of the family where config.json is silent. `rope(head_dim)` gives
-    the rotary embedding, where it is more than whole heads turned in halves.
+    `norm` is that of the whole decoder, an RMSNorm where left out. `rope(i, head_dim)` gives the
+    rotary embedding of block i, where it is more than whole heads turned in halves. `more_names` go
+    before the common table. `kv_heads`, `head_dim`, `eps`, `theta`, `max_length` and `tied` are the
+    defaults of the family where config.json is silent.
     """
     width = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
@@ -45,11 +50,12 @@ def llama_like(
     head_dim = head_dim if "head_dim" not in config.raw else None
     K: int = config.integer("num_key_value_heads", kv_heads or heads)
     D: int = config.integer("head_dim", head_dim or width // heads)
-    norm = NormSpec("rms", config.number("rms_norm_eps", eps))
+    norm = norm or NormSpec("rms", config.number("rms_norm_eps", eps))
     config.raw.setdefault("max_position_embeddings", max_length)
     mlp = MLPSpec(
         config.integer("intermediate_size"), config.text("hidden_act", "silu"), bias=mlp_bias
     )
+    rope = rope or (lambda i, head_dim: config.rope(head_dim, default_theta=theta))
     blocks = tuple(
         BlockSpec(
             AttentionSpec(
@@ -57,16 +63,20 @@ def llama_like(
                 kv_heads=K,
                 head_dim=D,
                 scale=D**-0.5,
-                rope=rope(D) if rope else config.rope(D, default_theta=theta),
+                rope=rope(i, D),
                 window=window,
                 qk_norm=norm if qk_norm else None,
+                qk_norm_over=qk_norm_over,
                 qkv_bias=qkv_bias,
                 out_bias=out_bias,
+                clip=clip,
             ),
             moe or mlp,
             norm,
         )
-        for window, moe in zip(windows or [None] * count, experts or [None] * count, strict=True)
+        for i, (window, moe) in enumerate(
+            zip(windows or [None] * count, experts or [None] * count, strict=True)
+        )
     )
     return DecoderSpec(
         model_type=config.text("model_type"),
@@ -85,6 +95,17 @@ def expert_count(config: Config, alias: str, key: str, default: int | None = Non
     if alias in config:
         return config.integer(alias)
     return config.integer(key, default) if default else config.integer(key)
+
+
+def windows_of(config: Config, kinds: list[str]) -> list[int | None]:
+    """The window of each block by its layer type: `sliding_window`, which is 4096 where absent."""
+    absent = "sliding_window" not in config.raw
+    window = config.integer("sliding_window", 4096 if absent else None)
+    if window is None and "sliding_attention" in kinds:
+        raise InvalidConfig(
+            f"sliding_window is null in {config.where}: blocks of sliding_attention need a number"
+        )
+    return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def qwen_windows(config: Config) -> list[int | None]:

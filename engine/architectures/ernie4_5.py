@@ -20,7 +20,7 @@ def spec(config: Config) -> DecoderSpec:
         eps=1e-5,
         max_length=131_072,
         tied=True,
-        rope=lambda head_dim: config.rope(head_dim, default_theta=5e5, pairs="neighbours"),
+        rope=lambda block, head_dim: config.rope(head_dim, default_theta=5e5, pairs="neighbours"),
     )
 
 

@@ -18,7 +18,7 @@ def spec(config: Config) -> DecoderSpec:
         mlp_bias=config.boolean("mlp_bias", False),
         eps=1e-8,
         max_length=4096,
-        rope=lambda head_dim: config.rope(head_dim, default_theta=1e5, pairs="neighbours"),
+        rope=lambda block, head_dim: config.rope(head_dim, default_theta=1e5, pairs="neighbours"),
     )
 
 

@@ -25,7 +25,7 @@ def spec(config: Config) -> DecoderSpec:
     """The first checkpoints call LongRoPE "su" or "yarn"; transformers takes no other scaling."""
     config.raw.setdefault("original_max_position_embeddings", 4096)
 
-    def rope(head_dim: int) -> RopeSpec:
+    def rope(block: int, head_dim: int) -> RopeSpec:
         found = config.rope(head_dim, part=1.0, types={"su": "longrope", "yarn": "longrope"})
         if found.type not in ("default", "longrope"):
             raise UnsupportedArchitecture(

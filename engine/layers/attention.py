@@ -40,8 +40,6 @@ class Attention(nn.Module):
             return y.reshape(B, T, heads, D)  # (B, T, H*D) -> (B, T, H, D)
 
         q, k, v = tap("q", self.q(x)), tap("k", self.k(x)), tap("v", self.v(x))
-        if spec.clip is not None:
-            q, k, v = (mx.clip(y, -spec.clip, spec.clip) for y in (q, k, v))
         if spec.qk_norm and spec.qk_norm_over == "all heads":
             q, k = tap("q_norm", self.q_norm(q)), tap("k_norm", self.k_norm(k))
         q, k, v = split(q, H), split(k, K), split(v, K)
@@ -51,6 +49,8 @@ class Attention(nn.Module):
         q, k, v = (y.transpose(0, 2, 1, 3) for y in (q, k, v))  # -> (B, H, T, D)
         if by_head:
             q, k = tap("q_norm", q), tap("k_norm", k)
+        if spec.clip is not None:
+            q, k, v = (mx.clip(y, -spec.clip, spec.clip) for y in (q, k, v))
         if self._rope:
             q, k = self._rope(q, start, length), self._rope(k, start, length)
 
@@ -121,9 +121,8 @@ def attend(
 
     The width of the values may be another than D. `sinks` (H,) are one more logit for each head.
     """
+    sinks = None if sinks is None else sinks.astype(q.dtype)
     if softcap is None:
-        if sinks is not None:
-            sinks = sinks.astype(q.dtype)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
 
     # No fused kernel bends logits, so the products are written out.
@@ -137,5 +136,8 @@ def attend(
     if mask is not None:
         mask = mask[:, :, None] if mask.ndim == 4 else mask  # (B, 1, 1, T, S)
         logits = mx.where(mask, logits, mx.array(-mx.inf, logits.dtype))
-    weights = mx.softmax(logits, axis=-1, precise=True)
+    if sinks is not None:
+        column = mx.broadcast_to(sinks.reshape(1, K, H // K, 1, 1), (B, K, H // K, T, 1))
+        logits = mx.concatenate([logits, column], axis=-1)
+    weights = mx.softmax(logits, axis=-1, precise=True)[..., :S]
     return (weights @ v[:, :, None]).reshape(B, H, T, D)

@@ -64,7 +64,8 @@ class Hooks:
     def see(self, site: Site, value: Any) -> Any:
         """Tell a tensor (1, T, ...), and give back what is to be used in its place."""
         if self._observe is not None:
-            self._observe(site, rows(to_numpy(value), self._length))
+            # A copy: what is done to the tensor in place later is not what the site gave.
+            self._observe(site, rows(to_numpy(value), self._length).copy())
         if site not in self._feed:
             return value
         fed = unrows(self._feed[site], tuple(value.shape))

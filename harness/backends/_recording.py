@@ -101,7 +101,7 @@ def _experts(block: int, gathered: Gathered) -> Callable[..., Any]:
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
             if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.integer):
-                gathered.see(Site("experts", block), value)
+                gathered.see(Site("experts", block), _with_batch(value))
                 break
         return call(*args, **kwargs)
 
@@ -112,10 +112,15 @@ def _router(block: int, gathered: Gathered) -> Callable[..., Any]:
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         out = call(*args, **kwargs)
         if isinstance(out, mx.array):
-            gathered.see(Site("router", block), out)
+            gathered.see(Site("router", block), _with_batch(out))
         return out
 
     return around
+
+
+def _with_batch(value: mx.array) -> mx.array:
+    """(1, T, ...), also of what a mixture is given as rows (T, ...)."""
+    return value[None] if value.ndim == 2 else value
 
 
 def _mixtures(block: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:

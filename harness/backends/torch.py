@@ -213,7 +213,7 @@ class TorchBackend:
         torch = self._torch
         with threads_for(self._size), torch.inference_mode(), self._context():
             rotary = getattr(self._model.config, "rope_parameters", None) or {}
-            if "dynamic" in str(rotary.get("rope_type", "")):
+            if "dynamic" in str(rotary):
                 # transformers keeps the base of the longest sequence seen until a short one comes.
                 self._model(torch.tensor([[0]]), use_cache=False)
             yield

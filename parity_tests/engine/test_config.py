@@ -22,12 +22,12 @@ def respelt(config: dict) -> dict:
         return {**old, theta: rotary.pop("rope_theta"), "rope_scaling": rotary}
     new = {k: v for k, v in config.items() if not k.startswith(("rope_", "rotary_"))}
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
-    if "rope_local_base_freq" in config:
+    if "rope_local_base_freq" in config or config["model_type"] == "olmo3":
         new["rope_parameters"] = {
             "full_attention": {**scaling, "rope_theta": config["rope_theta"]},
             "sliding_attention": {
                 "rope_type": "default",
-                "rope_theta": config["rope_local_base_freq"],
+                "rope_theta": config.get("rope_local_base_freq", 500_000.0),
             },
         }
     elif "rope_theta" in config:
@@ -176,6 +176,9 @@ def test_wrong_values_are_named_with_their_place(changes, words):
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "phi3 has longrope alone"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("olmo3", {"rope_parameters": {"rope_theta": 5000.0}}, "not by layer type"),
+        ("olmoe", {"sliding_window": 8}, "sliding_window is 8"),
+        ("qwen2_moe", {"layer_types": ["sliding_attention"] * 3}, "layer_types is"),
     ],
 )
 def test_settings_without_a_field_are_refused_not_ignored(family, changes, words):
@@ -263,3 +266,57 @@ def test_a_multiplier_that_divides_is_not_zero():
     config = {**config_of("granite", "bias"), "logits_scaling": 0.0}
     with pytest.raises(InvalidConfig, match=r"logits_scaling is 0\.0 in x"):
         decoder_spec(Config(config, "x/config.json"))
+WINDOWED = ["cohere2", "exaone4", "gemma2", "olmo3", "qwen2", "qwen2_moe"]
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+@pytest.mark.parametrize("changes", [{}, {"sliding_window_pattern": 3, "max_window_layers": 2}])
+def test_windows_are_in_the_blocks_where_transformers_has_them(family, changes):
+    import transformers
+
+    config = {"hidden_size": 64, "intermediate_size": 80, "num_attention_heads": 4}
+    config |= {"num_key_value_heads": 4, "num_hidden_layers": 9, "vocab_size": 131}
+    config |= {"use_sliding_window": True, "max_window_layers": 5, **changes}
+    spec = decoder_spec(Config({**config, "model_type": family}))
+    theirs = transformers.AutoConfig.for_model(family, **config)
+    size = {"sliding_attention": theirs.sliding_window, "full_attention": None}
+    assert [b.attention.window for b in spec.blocks] == [size[kind] for kind in theirs.layer_types]
+    assert {"sliding_attention", "full_attention"} == set(theirs.layer_types)
+
+
+@pytest.mark.parametrize("family", ["cohere2", "exaone4"])
+def test_blocks_that_see_everything_have_no_positions_where_others_have_windows(family):
+    variant = next(v for f, v in variants() if f == family)
+    config = config_of(family, variant)
+    attention = [block.attention for block in decoder_spec(Config(config)).blocks]
+    assert [a.rope is None for a in attention] == [a.window is None for a in attention]
+    assert {a.window for a in attention} == {8, None}
+
+
+def test_positions_are_everywhere_where_there_are_no_windows():
+    spec = decoder_spec(Config(config_of("exaone4", "full")))
+    assert all(b.attention.rope and b.attention.window is None for b in spec.blocks)
+
+
+@pytest.mark.parametrize("family", ["cohere2", "exaone4", "olmo3"])
+def test_a_window_of_null_is_refused_where_blocks_need_one(family):
+    variant = next(v for f, v in variants() if f == family)
+    changes = {"sliding_window": None, "layer_types": ["sliding_attention"] * 4}
+    with pytest.raises(InvalidConfig, match=r"sliding_window is null in x/config\.json"):
+        decoder_spec(Config({**config_of(family, variant), **changes}, "x/config.json"))
+
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 2.0}])
+def test_a_top_level_base_and_scaling_may_be_of_one_layer_type_alone(scaling):
+    """As olmo3 is read by transformers 5: what it makes of the same keys is what is expected."""
+    import transformers
+
+    config = {**config_of("olmo3", "yarn"), "rope_scaling": scaling}
+    del config["model_type"]
+    theirs = transformers.AutoConfig.for_model("olmo3", **config)
+    assert theirs.rope_parameters["sliding_attention"]["rope_theta"] != config["rope_theta"]
+    spec = decoder_spec(Config({**config, "model_type": "olmo3"}))
+    for block, kind in zip(spec.blocks, theirs.layer_types, strict=True):
+        expected, found = theirs.rope_parameters[kind], block.attention.rope
+        assert (found.theta, found.type) == (expected["rope_theta"], expected["rope_type"])
+        assert found.factor == expected.get("factor", 1.0)

@@ -32,17 +32,19 @@ VARIANTS = [
 ]
 
 specs = st.builds(
-    lambda experts, top_k, shared, **fields: MoESpec(
+    lambda experts, top_k, shared, gate, **fields: MoESpec(
         experts,
         min(top_k, experts),
         F,
         "silu",
         shared=MLPSpec(4, "silu") if shared else None,
+        shared_gate=shared and gate,
         **fields,
     ),
     experts=st.integers(2, 7),
     top_k=st.integers(1, 4),
     shared=st.booleans(),
+    gate=st.booleans(),
     scoring=st.sampled_from(["softmax", "sigmoid"]),
     selection_bias=st.booleans(),
     renormalise=st.booleans(),
@@ -97,7 +99,8 @@ def token(
         y += spec.scale * scores[e] / total * (w["experts.down"][e] @ hidden)
     if spec.shared:
         hidden = silu(w["shared.gate.weight"] @ x) * (w["shared.up.weight"] @ x)
-        y += w["shared.down.weight"] @ hidden
+        gate = 1 / (1 + np.exp(-w["shared_gate.weight"] @ x)) if spec.shared_gate else 1.0
+        y += gate * (w["shared.down.weight"] @ hidden)
     return y
 
 
@@ -284,7 +287,7 @@ class TestSpellings:
             decoder_spec(Config(config))
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "olmoe", "qwen2_moe"])
 def test_absent_keys_mean_what_they_mean_to_transformers(family):
     transformers = pytest.importorskip("transformers")
     small = {"hidden_size": 64, "intermediate_size": 80, "num_attention_heads": 4}
@@ -296,7 +299,7 @@ def test_absent_keys_mean_what_they_mean_to_transformers(family):
     assert block.mlp.top_k == theirs.num_experts_per_tok
     assert block.mlp.width == getattr(theirs, "moe_intermediate_size", theirs.intermediate_size)
     assert block.mlp.renormalise == getattr(theirs, "norm_topk_prob", True)
-    assert block.attention.window == theirs.sliding_window
+    assert block.attention.window == (getattr(theirs, "sliding_window", None) or None)
     assert block.attention.rope.theta == theirs.rope_parameters["rope_theta"]
 
 
@@ -306,6 +309,7 @@ def test_absent_keys_mean_what_they_mean_to_transformers(family):
         ("qwen3_moe", "num_local_experts", "num_experts"),
         ("mixtral", "num_experts", "num_local_experts"),
         ("dots1", "num_local_experts", "n_routed_experts"),
+        ("olmoe", "num_local_experts", "num_experts"),
     ],
 )
 def test_either_name_for_the_number_of_experts(family, alias, key):

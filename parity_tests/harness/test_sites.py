@@ -39,7 +39,14 @@ def test_the_points_of_a_block_are_told_by_every_backend(random_model, name):
 
 @pytest.mark.parametrize("name", ["engine", "mlx-lm"])
 @pytest.mark.parametrize(
-    ("family", "variant"), [("qwen3", "plain"), ("llama", "llama3"), ("qwen3_moe", "plain")]
+    ("family", "variant"),
+    [
+        ("qwen3", "plain"),
+        ("llama", "llama3"),
+        ("qwen3_moe", "plain"),
+        ("olmoe", "plain"),  # whose mixture is given rows in mlx-lm
+        ("olmo2", "plain"),
+    ],
 )
 def test_what_is_told_is_the_same_in_every_backend(random_model, family, variant, name):
     model = random_model(family, variant)
@@ -59,6 +66,16 @@ def test_routers_and_their_choice_are_told_of_every_block(random_model, name):
     for site in chosen:
         assert np.array_equal(np.sort(seen[site], axis=1), np.sort(reference[site], axis=1))
         assert Site("router", site.block) in seen
+
+
+def test_what_is_told_is_what_a_module_gave_before_it_is_changed_in_place(random_model):
+    """transformers clamps queries, keys and values in the memory that the hooks were shown."""
+    model = random_model("olmoe", "clipped")
+    expected, actual = told(model, "torch"), told(model, "engine")
+    for part in ("q_norm", "k_norm", "v_proj"):
+        site = next(s for s in expected if s.part == f"self_attn.{part}")
+        assert np.abs(expected[site]).max() > 1.25, "some would be clamped"
+        assert relative_error(actual[site], expected[site]) < 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)

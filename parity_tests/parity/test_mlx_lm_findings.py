@@ -33,3 +33,9 @@ def test_an_embedding_scale_in_bfloat16_at_every_dtype(random_model):
     assert "embedding" in verdict.diagnosis
     clean = [d for d in verdict.sites if d.site.kind == "block" and d.mode == "isolated"]
     assert all(d.verdict == "pass" for d in clean)
+
+
+def test_a_clip_of_queries_keys_and_values_that_is_ignored(random_model):
+    verdict = harness.compare(random_model("olmoe", "clipped"), "mlx-lm", checks=["blocks"])
+    assert verdict.exit_status == 1
+    assert "self_attn.query" in verdict.diagnosis
