@@ -11,6 +11,7 @@ from typing import Any
 from .errors import EngineError
 
 BAD_INPUT = 2
+INTERRUPTED = 130
 BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")  # each owns libmlx.so
 
 
@@ -29,6 +30,8 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"] or ["--help"]
     try:
         result = typer.main.get_command(app).main(arguments, name, standalone_mode=False)
+        if result == INTERRUPTED:  # typer has caught it
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
@@ -36,7 +39,7 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
         message = error.format_message()  # a wrong option
     except (typer.Abort, KeyboardInterrupt):
         print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -218,9 +218,11 @@ def _observe_all(
         tokens = sum(len(probe.tokens) for probe in comparison.probes)
         memory.check_disk(resume, tokens * width * memory.A_FEATURE, notice)
         sides = comparison.candidate, comparison.reference
-        recordings = [file for side in sides if (file := getattr(side, "file", None))]
-        read = [*files.weights, *recordings]
-        stat = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in read]
+        recorded = [file for side in sides if (file := getattr(side, "file", None))]
+        stat = [
+            (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+            for path in (*files.weights, *recorded)
+        ]
         state = Resume(
             resume,
             {

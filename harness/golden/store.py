@@ -25,7 +25,7 @@ from .. import environment
 from ..backends import Request
 from ..errors import BadGolden, BadOption
 from ..files import write_whole
-from ..memory import Notice, check_streamed, part_by_part, size_of
+from ..memory import Notice, check_disk, check_streamed, part_by_part, size_of
 from ..reference import Reference, Shapes, with_scales
 from ..sides import Progress, installed, load_reference, load_streamed_reference
 from ..sketch import COLUMNS, Sketch
@@ -124,6 +124,7 @@ def record(
         raise BadGolden("a golden holds PyTorch's oracle: pip install 'mlx-parity[reference]'")
     # What would refuse the golden refuses the work.
     (folder / "traces").mkdir(parents=True, exist_ok=True)
+    check_disk(folder / "traces", LARGE)
     if (folder / MANIFEST).exists():
         read_manifest(folder)
     if part_by_part(request.files, dtype, True, stream, notice):

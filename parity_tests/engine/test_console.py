@@ -86,6 +86,19 @@ def test_a_disk_and_a_foreign_file_are_one_plain_line(capsys, error, words):
         console.run(app, "fails", ["x", "--debug"])
 
 
+def test_an_interruption_says_so(capsys):
+    import typer
+
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def stopped(what: str) -> None:
+        raise KeyboardInterrupt
+
+    assert console.run(app, "stopped", ["x"]) == 130
+    assert capsys.readouterr().err == "stopped: interrupted\n"
+
+
 def test_a_defect_of_ours_is_no_one_liner(monkeypatch):
     """Only what is the user's to act on is put into one line; a bug keeps its traceback."""
     import typer

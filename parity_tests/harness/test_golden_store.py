@@ -239,6 +239,14 @@ def test_a_recording_that_cannot_be_kept_is_refused_first(
     assert result.status == 2 and words in result.err and len(result.err.splitlines()) == 1
 
 
+def test_a_full_disk_is_refused_with_the_numbers(command, tmp_path, tiny_llama, monkeypatch):
+    monkeypatch.setattr("harness.golden.store.load_reference", None)  # what takes long
+    usage = type("usage", (), {"free": 1_000_000})
+    monkeypatch.setattr("harness.memory.shutil.disk_usage", lambda path: usage)
+    result = command("harness", "golden", "record", "--model", tiny_llama, "--golden", tmp_path)
+    assert result.status == 2 and "takes 5 MB" in result.err and "1 MB are free" in result.err
+
+
 def test_the_golden_of_a_reference_with_an_argument_can_be_shared(command, tiny_llama, tmp_path):
     path = record(str(tiny_llama), "torch:sdpa", "float32", tmp_path / "here")
     assert path.name == "tiny-llama.torch-sdpa.float32.safetensors"
