@@ -8,6 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from engine.names import Name
+
 from ..types import CONTEXT, KEY, LOGITS, QUERY, Site
 from . import Observe, rows
 
@@ -64,6 +66,17 @@ def _unrows(fed: mx.array, like: mx.array, length: int) -> mx.array:
     if like.shape[1] != length and like.shape[2] == length:
         return fed.reshape(1, length, like.shape[1], like.shape[3]).transpose(0, 2, 1, 3)
     return fed.reshape(like.shape)
+
+
+def columns_of(name: Name, shapes: Mapping[str, tuple[int, ...]]) -> list[np.ndarray]:
+    """Which features of a fused module's output each of its targets makes, by their own shapes."""
+    widths = [shapes[f"{target}.weight"][0] // name.groups for target in name.targets]
+    starts = np.cumsum([0, *widths])
+    group = np.arange(name.groups)[:, None] * starts[-1]
+    return [
+        (group + start + np.arange(width)).ravel()
+        for start, width in zip(starts, widths, strict=False)
+    ]
 
 
 def without_leaf(part: str) -> str:

@@ -13,7 +13,6 @@ from engine.errors import UnsupportedArchitecture
 from engine.files import ModelFiles
 from engine.generate import generate
 from engine.model import load as load_model
-from engine.names import Name
 from engine.runtime import use_device
 from engine.weights.arrange import arrange
 
@@ -23,6 +22,7 @@ from ._code import code_of
 from ._mlx import (
     Gathered,
     as_mlx,
+    columns_of,
     in_chunks,
     left_padded,
     to_numpy,
@@ -198,7 +198,7 @@ class EngineBackend:
         for name in self._fused:
             if pattern in name.targets:
                 parts[pattern] = value
-                columns = self._columns(name.at(block))
+                columns = columns_of(name.at(block), self.model.decoder.shapes())
                 site = _module_site(name.source, block)
                 if all(target in parts for target in name.targets):
                     joined = mx.concatenate([parts[t] for t in name.targets], axis=-1)
@@ -206,17 +206,6 @@ class EngineBackend:
                     gathered.see(site, joined[..., order])
                 return gathered.part(site, value, columns[name.targets.index(pattern)])
         return value
-
-    def _columns(self, name: Name) -> list[np.ndarray]:
-        """Which features of a fused module's output each of its targets makes."""
-        shapes = self.model.decoder.shapes()
-        widths = [shapes[f"{target}.weight"][0] // name.groups for target in name.targets]
-        starts = np.cumsum([0, *widths])
-        group = np.arange(name.groups)[:, None] * starts[-1]
-        return [
-            (group + start + np.arange(width)).ravel()
-            for start, width in zip(starts, widths, strict=False)
-        ]
 
 
 def _module_site(source: str, block: int) -> Site:

@@ -16,8 +16,10 @@ from mlx import nn
 
 from engine.architectures import decoder_spec
 from engine.config import Config
+from engine.decoder import Decoder
 from engine.spec import AttentionSpec
 
+from ..backends._mlx import columns_of
 from ..reference import has_tokenizer
 from . import NotApplicable
 
@@ -67,6 +69,12 @@ class Patient:
             raise NotApplicable("keys and values are made of a latent vector")
         return spec
 
+    def alone(self, role: str, block: int) -> Any:
+        """The module of a role. Raises NotApplicable where it makes others as well."""
+        if self._rows(role, block) is not None:
+            raise NotApplicable(f"{role} is fused")
+        return self.part(role, block)
+
     def around(self, role: str, block: int | None, wrap: Call) -> None:
         """Have `wrap(call, *args, **kwargs)` in place of every call of a module."""
         swap_call(self.part(role, block), wrap)
@@ -110,16 +118,18 @@ class Patient:
         module = self.part(role, block)
         if leaf not in module:
             raise NotApplicable(f"no {leaf} in {role}")
-        return module[leaf][self._rows(role, block)]
+        rows = self._rows(role, block)
+        return module[leaf] if rows is None else module[leaf][rows]
 
     def set_weight(
         self, role: str, block: int | None, value: mx.array, leaf: str = "weight"
     ) -> None:
         """Put another array in place of `weight(role, block, leaf)`."""
         module, rows = self.part(role, block), self._rows(role, block)
-        if rows.stop is not None:
-            whole = module[leaf]
-            value = mx.concatenate([whole[: rows.start], value, whole[rows.stop :]])
+        if rows is not None:
+            whole = mx.array(module[leaf])
+            whole[rows] = value
+            value = whole
         module[leaf] = value
 
     @property
@@ -225,23 +235,16 @@ class Patient:
         # mlx-lm calls every base model so; transformers has other words, as in gpt2.
         return [first if first in self.root or not rest else "model", *rest]
 
-    def _rows(self, role: str, block: int | None) -> slice:
-        """The output rows of a role in its module, which a candidate may have fused."""
+    def _rows(self, role: str, block: int | None) -> mx.array | None:
+        """The output rows of a role in a module that makes others as well, else None."""
         if self.is_engine or block is None:
-            return slice(0, None)
-        fused = (n.targets for n in self.spec.names if f"blocks.{{i}}.{role}" in n.targets)
-        targets = next(fused, ())
-        if len(targets) < 2:
-            return slice(0, None)
-        spec = self.spec.blocks[block].attention
-        start = 0
-        for target in targets:
-            heads = spec.heads if target.endswith(".q") else spec.kv_heads
-            end = start + heads * spec.head_dim
-            if target.endswith(f".{role}"):
-                return slice(start, end)
-            start = end
-        raise NotApplicable(f"no {role}")
+            return None
+        path = f"blocks.{{i}}.{role}"
+        for name in self.spec.names:
+            if path in name.targets and len(name.targets) > 1:
+                columns = columns_of(name.at(block), Decoder(self.spec).shapes())
+                return mx.array(columns[name.targets.index(path)])
+        return None
 
 
 class _Caching:

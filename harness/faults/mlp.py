@@ -36,6 +36,8 @@ def _inner(change: Callable[..., mx.array]) -> Inject:
     def inject(patient: Patient, block: int) -> None:
         spec = dense(patient, block)
         act = activation(spec.activation)
+        for role in ("mlp.gate", "mlp.up") if spec.gated else ("mlp.up",):
+            patient.alone(role, block)
 
         def called(call: Call, x: mx.array, tap: Any = no_tap) -> mx.array:
             gate = tap("gate", patient.part("mlp.gate", block)(x)) if spec.gated else None

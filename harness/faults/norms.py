@@ -25,7 +25,8 @@ def _rms(x: mx.array, gain: mx.array, bias: Any, spec: NormSpec) -> mx.array:
 def _layer(x: mx.array, gain: mx.array, bias: mx.array | None, spec: NormSpec) -> mx.array:
     y = x.astype(mx.float32)
     y = y - y.mean(axis=-1, keepdims=True)
-    y = y * mx.rsqrt((y * y).mean(axis=-1, keepdims=True) + spec.eps) * gain
+    y = y * mx.rsqrt((y * y).mean(axis=-1, keepdims=True) + spec.eps)
+    y = y * (spec.offset + gain.astype(mx.float32))
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
@@ -57,6 +58,8 @@ def normed(role: str, change: Normal, kind: str | None = None) -> Inject:
             raise NotApplicable(f"the norm is no {kind} norm")
         outside = None if role == "norm" else block
         module = patient.part(role, outside)
+        if "weight" not in module:
+            raise NotApplicable(f"{role} has parts")
 
         def called(call: Call, x: mx.array) -> mx.array:
             return change(x, module["weight"], module.get("bias"), spec)
@@ -162,6 +165,8 @@ def _after_rotary(patient: Patient, block: int) -> None:
     attention = patient.heads_spec(block)
     if attention.qk_norm is None:
         raise NotApplicable("queries and keys have no norm")
+    if attention.qk_norm_over == "all heads":
+        raise NotApplicable("the norms are over all heads at once")
     norms: list[Call] = []
 
     def put_off(call: Call, x: mx.array) -> mx.array:
@@ -169,7 +174,8 @@ def _after_rotary(patient: Patient, block: int) -> None:
         return x
 
     def rotated(rotate: Call, x: mx.array, offset: Any) -> mx.array:
-        return norms.pop(0)(rotate(x, offset))
+        turned = rotate(x, offset).swapaxes(1, 2)  # (B, T, H, D): a head may have its own gain
+        return norms.pop(0)(turned).swapaxes(1, 2)
 
     patient.around("attn.q_norm", block, put_off)
     patient.around("attn.k_norm", block, put_off)

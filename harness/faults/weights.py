@@ -137,17 +137,21 @@ def _left_out(patient: Patient, block: int) -> None:
     patient.around("", block, called)
 
 
-def _fused(patient: Patient) -> None:
+def _fused(patient: Patient) -> tuple[str, ...]:
+    """The parameters of a fused q/k/v of equal thirds."""
     if not any("blocks.{i}.attn.q" in n.targets for n in patient.spec.names if len(n.targets) > 1):
         raise NotApplicable("q, k and v are apart in the checkpoint")
+    attention = patient.spec.blocks[0].attention
+    if attention.heads != attention.kv_heads:
+        raise NotApplicable("q, k and v have unequal shares")
+    return ("weight", "bias") if attention.qkv_bias else ("weight",)
 
 
 def _split_in(order: tuple[str, ...]) -> Inject:
     """The thirds of a fused q/k/v read in another order."""
 
     def inject(patient: Patient, block: int) -> None:
-        _fused(patient)
-        for leaf in ("weight", "bias"):
+        for leaf in _fused(patient):
             read = [patient.weight(role, block, leaf) for role in order]
             for role, value in zip(QKV, read, strict=True):
                 patient.set_weight(role, block, value, leaf)
@@ -157,9 +161,9 @@ def _split_in(order: tuple[str, ...]) -> Inject:
 
 def _split_by_heads(patient: Patient, block: int) -> None:
     """Rows of a fused q/k/v read as (H, 3, D) where they are (3, H, D)."""
-    _fused(patient)
+    leaves = _fused(patient)
     heads = patient.spec.blocks[block].attention.heads
-    for leaf in ("weight", "bias"):
+    for leaf in leaves:
         whole = mx.concatenate([patient.weight(role, block, leaf) for role in QKV])
         rows = whole.reshape(heads, 3, -1, *whole.shape[1:]).swapaxes(0, 1)
         for role, value in zip(QKV, rows.flatten(1, 2), strict=True):
