@@ -17,12 +17,17 @@ from .names import Name
 
 @dataclass(frozen=True)
 class NormSpec:
-    """`kind` is "rms" or "layer"; the gain is `offset + weight` (gemma, nemotron: offset 1)."""
+    """`kind` is "rms" or "layer"; the gain is `offset + weight` (gemma, nemotron: offset 1).
+
+    `float32_gain` says where a family rounds: after the product with the gain, not before it. With
+    an offset that is so anyway.
+    """
 
     kind: str
     eps: float
     offset: float = 0.0
     bias: bool = False
+    float32_gain: bool = False
 
 
 @dataclass(frozen=True)
