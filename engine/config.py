@@ -85,6 +85,11 @@ class Config:
                 f"{' or '.join(map(repr, allowed)) or 'only its absence'}"
             )
 
+    def rotary(self, key: str, default: float) -> float:
+        """One more number of the rotary settings, in either spelling."""
+        settings = self._get("rope_scaling", {}, dict) or self._get("rope_parameters", {}, dict)
+        return Config(settings, f"the rotary settings of {self.where}").number(key, default)
+
     def rope(
         self,
         head_dim: int,

@@ -54,7 +54,7 @@ def spread_out(name: str, parameter: Any, torch: Any) -> None:
         parameter.add_(torch.empty_like(parameter).uniform_(-0.4, 0.4))
     elif "embed" in name or "wte" in name or "wpe" in name:
         parameter.normal_(0, 0.6)
-    elif "q_proj" in name or "k_proj" in name or "c_attn" in name:
+    elif any(word in name for word in ("q_proj", "q_b_proj", "k_proj", "c_attn")):
         parameter.normal_(0, 2.0 / parameter.shape[-1] ** 0.5)
     else:
         parameter.normal_(0, 1.0 / min(parameter.shape[-2:]) ** 0.5)  # experts are stacked

@@ -24,7 +24,7 @@ _YARN = {
 
 
 def spec(config: Config) -> DecoderSpec:
-    """`hidden_act` is not looked at: a gate is x * sigmoid(1.702 x), and no other slope is known."""
+    """`hidden_act` is not looked at: gates are x * sigmoid(1.702 x); another slope is refused."""
     config.refuse("swiglu_alpha", 1.702)
     if config.raw.get("rope_parameters") is None:
         config.raw["rope_parameters"] = _YARN
