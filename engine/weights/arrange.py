@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import CorruptWeights
 from ..names import Name
 from ..spec import DecoderSpec
+from .mxfp4 import unpacked
 
 # Buffers that real checkpoints carry and no model has as parameters: rotary tables, causal masks.
 _BUFFER = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(bias|masked_bias)$")
@@ -50,6 +51,7 @@ def arrange(
     CorruptWeights when a tensor is missing, left over, or of the wrong shape.
     """
     spellings = list(_spellings(spec, shapes))
+    tensors = unpacked(tensors, where)
     tensors = _whole_names(tensors, spellings)
     head = _head(spec)
     tensors = _without_tied_head(tensors, spec, head, where) if spec.tied_head else tensors

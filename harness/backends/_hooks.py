@@ -117,7 +117,9 @@ class Hooks:
                 groups = getattr(module, GROUPS, None) or 1
                 kept = getattr(module, TOP_GROUPS, None) or groups
                 if kept < groups:
-                    best = scores.view(len(scores), groups, -1).topk(1 if bias is None else 2).values
+                    best = (
+                        scores.view(len(scores), groups, -1).topk(1 if bias is None else 2).values
+                    )
                     total = best.sum(-1)
                     edge = total.topk(kept + 1).values[:, -2:].mean(-1, keepdim=True)
                     self.see(Site("groups", block), (total - edge)[None])
