@@ -5,9 +5,11 @@ A family passes what it does differently; the defaults are those of transformers
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..config import Config
 from ..names import Name, names
-from ..spec import AttentionSpec, BlockSpec, DecoderSpec, MLPSpec, MoESpec, NormSpec
+from ..spec import AttentionSpec, BlockSpec, DecoderSpec, MLPSpec, MoESpec, NormSpec, RopeSpec
 
 
 def llama_like(
@@ -25,12 +27,14 @@ def llama_like(
     eps: float = 1e-6,
     theta: float = 10000.0,
     max_length: int = 2048,
+    rope: Callable[[int], RopeSpec] | None = None,
 ) -> DecoderSpec:
     """A decoder of the llama kind.
 
     `windows` and `experts` hold one entry per block, None for full attention and for a dense MLP.
     `more_names` go before the common table. `kv_heads`, `head_dim`, `eps`, `theta` and `max_length`
-    are the defaults of the family where config.json is silent.
+    are the defaults of the family where config.json is silent. `rope(head_dim)` gives the rotary
+    embedding, where it is more than whole heads turned in halves.
     """
     width = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
@@ -51,7 +55,7 @@ def llama_like(
                 kv_heads=K,
                 head_dim=D,
                 scale=D**-0.5,
-                rope=config.rope(D, default_theta=theta),
+                rope=rope(D) if rope else config.rope(D, default_theta=theta),
                 window=window,
                 qk_norm=norm if qk_norm else None,
                 qkv_bias=qkv_bias,
