@@ -92,6 +92,11 @@ class Config:
                 f"{' or '.join(map(repr, allowed)) or 'only its absence'}"
             )
 
+    def rotary(self, key: str, default: float) -> float:
+        """One more number of the rotary settings, in either spelling."""
+        settings = self._get("rope_scaling", {}, dict) or self._get("rope_parameters", {}, dict)
+        return Config(settings, f"the rotary settings of {self.where}").number(key, default)
+
     def rope(
         self,
         head_dim: int,
@@ -120,7 +125,7 @@ class Config:
             nested = nested.get(layer_type) or {}
         scaling = self._get("rope_scaling", {}, dict) if scaled else {}
         merged = {**nested, **scaling} if layer_type is not None else dict(scaling or nested)
-        kind = merged.get("rope_type", merged.get("type", "default"))
+        kind = str(merged.get("rope_type", merged.get("type", "default")))
         kind = (types or {}).get(kind, kind)
         if unknown := set(merged) - _ROPE_KEYS - {theta_key, part_key}:
             raise UnsupportedArchitecture(

@@ -92,7 +92,7 @@ def generate(
         # The next step is queued before this token is read back.
         ahead = None
         if n + 1 < max_tokens and len(prompt) + n in edges:
-            cache, known = make_cache(decoder.spec), [*prompt, *found, int(token.item())]
+            cache, known = make_cache(decoder.spec), [*prompt, *found, *token.tolist()]
             ahead = _best(prefill(decoder, known, cache))
         elif n + 1 < max_tokens:
             ahead = _best(decoder(token[:, None], cache)[:, -1])

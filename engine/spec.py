@@ -17,12 +17,17 @@ from .names import Name
 
 @dataclass(frozen=True)
 class NormSpec:
-    """`kind` is "rms" or "layer"; the gain is `offset + weight` (gemma, nemotron: offset 1)."""
+    """`kind` is "rms" or "layer"; the gain is `offset + weight` (gemma, nemotron: offset 1).
+
+    `float32_gain` says where a family rounds: after the product with the gain, not before it. With
+    an offset that is so anyway.
+    """
 
     kind: str
     eps: float
     offset: float = 0.0
     bias: bool = False
+    float32_gain: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,11 @@ class MoESpec:
     `scoring` is what the router's logits become, over all E: "softmax" or "sigmoid"; or "softmax of
     chosen", over the k chosen alone. `selection_bias`: a learned bias per expert that helps to
     choose and does not weigh. `groups`: experts come in so many, and are chosen from the
-    `top_groups` whose two best scores add up to the most. `renormalise`: the weights of a token sum
-    to one; `scale` multiplies them after that. `shared` is an MLP that every token goes through as
-    well, weighed by the sigmoid of a learned product where `shared_gate`. `clamp` c: gates are at
-    most c and ups within -c and c; `up_offset` is added to the ups. `router_bias`, `bias`: of the
-    router, and of every expert's three products.
+    `top_groups` whose `group_best` best scores add up to the most. `renormalise`: the weights of a
+    token sum to one; `scale` multiplies them after that. `shared` is an MLP that every token goes
+    through as well, weighed by the sigmoid of a learned product where `shared_gate`. `clamp` c:
+    gates are at most c and ups within -c and c; `up_offset` is added to the ups. `router_bias`,
+    `bias`: of the router, and of every expert's three products.
 
     Two fields say where a family rounds: `float32_logits`, the router's product is done in float32;
     `rounded_weights`, the weights are in the dtype of the model when they multiply.
@@ -145,6 +150,7 @@ class MoESpec:
     selection_bias: bool = False
     groups: int = 1
     top_groups: int = 1
+    group_best: int = 2
     renormalise: bool = True
     scale: float = 1.0
     shared: MLPSpec | None = None
@@ -182,7 +188,8 @@ class DecoderSpec:
     """A whole decoder.
 
     `learned_positions` is the number of rows of a position table. `logit_scale` multiplies the
-    logits, before `logit_softcap` bends them.
+    logits, before `logit_softcap` bends them. `draft_blocks`: so many blocks after the last, for
+    drafting, may be in a checkpoint, and are passed over.
     """
 
     model_type: str
@@ -198,3 +205,4 @@ class DecoderSpec:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    draft_blocks: int = 0

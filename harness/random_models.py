@@ -14,6 +14,9 @@ from engine.architectures import architecture, supported
 
 from .backends._transformers import import_torch
 
+# Parameters that make queries and keys; attention is flat where they are as small as others.
+QUERIES = ("q_proj", "q_b_proj", "k_proj", "qkv", "c_attn", "query_key_value")
+
 
 def variants() -> list[tuple[str, str]]:
     """(model_type, variant) of every fault-exposing configuration."""
@@ -54,7 +57,7 @@ def spread_out(name: str, parameter: Any, torch: Any) -> None:
         parameter.add_(torch.empty_like(parameter).uniform_(-0.4, 0.4))
     elif "embed" in name or "wte" in name or "wpe" in name:
         parameter.normal_(0, 0.6)
-    elif any(word in name for word in ("q_proj", "k_proj", "qkv", "c_attn", "query_key_value")):
+    elif any(word in name for word in QUERIES):
         parameter.normal_(0, 2.0 / parameter.shape[-1] ** 0.5)
     else:
         matrix = [n for n in parameter.shape[-2:] if n > 1]  # experts are stacked, a gate is a row

@@ -23,7 +23,7 @@ from .ties import Ties
 from .types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site
 
 MODES = (PROPAGATED, ISOLATED)
-KEPT = ("logits", "router", "experts")  # needed to the end
+KEPT = ("logits", "router", "groups", "experts")  # needed to the end
 Keep = Callable[[Site, np.ndarray], np.ndarray]
 
 

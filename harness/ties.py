@@ -74,12 +74,19 @@ class Ties:
         known = self._evidence.close.get(self._mode, {}).get(block)
         if known is not None:
             return known
-        router = Site("router", block)
-        logits = self._evidence.expected[self._mode].get(router)
+        router, expected = Site("router", block), self._evidence.expected[self._mode]
+        logits = expected.get(router)
         if logits is None or chosen.shape[1] >= logits.shape[1]:
             return np.zeros(len(chosen), bool)
         taken = np.zeros(logits.shape, bool)
         np.put_along_axis(taken, chosen, True, axis=1)
-        margin = np.where(taken, logits, np.inf).min(1) - np.where(taken, -np.inf, logits).max(1)
+        groups = expected.get(Site("groups", block), np.full((len(chosen), 1), np.inf))
+        there = np.repeat(groups > 0, logits.shape[1] // groups.shape[1], axis=1)
+        others = np.where(there & ~taken, logits, -np.inf).max(1)
+        margin = np.where(taken, logits, np.inf).min(1) - others
         noise = effective_noise(self._evidence.noise[self._mode].get(router, 0.0), self._dtype)
-        return (margin >= 0) & (margin <= TIE * noise * rms(logits))
+        limit = TIE * noise * rms(logits)
+        # From the edge to either side; a group has the noise of the two scores it counts by.
+        near = np.abs(groups).min(1) <= limit
+        explained = (margin >= 0) & (there | ~taken).all(1)
+        return explained & (near | (margin <= limit))

@@ -33,7 +33,7 @@ SCHEMA, PROBES = "harness.trace/1", "harness.probes/1"
 TOKENS, SCALES, PROMPT, TAKEN, INPUT = "tokens", "scales", "prompt", "taken", "input"
 MODES = (PROPAGATED, ISOLATED)
 PLAIN = ("embedding", "norm", "logits")  # sites that are in no block
-ROUTING = ("router", "experts")
+ROUTING = ("router", "groups", "experts")
 LONGEST = 1 << 20  # tokens of a probe
 
 

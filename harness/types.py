@@ -25,10 +25,11 @@ class Site:
     """A named point where a tensor is observed.
 
     `kind` is embedding (what enters block 0), block, module (inside a block), router (what the
-    choice of a block's experts is made by), experts (the ones chosen), norm (the last one) or
-    logits. `path` is the transformers module path; sites of two backends are the same site when
-    kind, block and `part` (the path below the block) agree. Three points inside attention are no
-    module's output; their parts end in QUERY, KEY and CONTEXT.
+    choice of a block's experts is made by), groups (of experts: how far above or below the edge of
+    being chosen from), experts (the ones chosen), norm (the last one) or logits. `path` is the
+    transformers module path; sites of two backends are the same site when kind, block and `part`
+    (the path below the block) agree. Three points inside attention are no module's output; their
+    parts end in QUERY, KEY and CONTEXT.
     """
 
     kind: str

@@ -63,8 +63,19 @@ def _check(spec: DecoderSpec, where: str) -> None:
                     f"{what} in {where}: {attention.heads} heads of width {attention.head_dim} "
                     "cannot be built with it"
                 )
-        moe = block.mlp
-        if isinstance(moe, MoESpec) and moe.top_k > moe.experts:
-            raise InvalidConfig(
-                f"num_experts_per_tok is {moe.top_k} in {where}: there are {moe.experts} experts"
-            )
+        if isinstance(block.mlp, MoESpec):
+            _check_experts(block.mlp, where)
+
+
+def _check_experts(moe: MoESpec, where: str) -> None:
+    size, rest = divmod(moe.experts, moe.groups)
+    if rest or moe.top_groups > moe.groups or (moe.groups > 1 and size < moe.group_best):
+        raise InvalidConfig(
+            f"n_group is {moe.groups} and topk_group {moe.top_groups} in {where}: {moe.experts} "
+            "experts cannot be divided so"
+        )
+    if moe.top_k > size * moe.top_groups:
+        raise InvalidConfig(
+            f"num_experts_per_tok is {moe.top_k} in {where}: there are {size * moe.top_groups} "
+            "experts to choose from"
+        )

@@ -124,7 +124,7 @@ def in_top_groups(scores: mx.array, spec: MoESpec) -> mx.array:
     if spec.groups == spec.top_groups:
         return scores
     grouped = scores.reshape(*scores.shape[:-1], spec.groups, -1)  # (B, T, groups, E/groups)
-    best = mx.topk(grouped, 2, axis=-1).sum(axis=-1)
+    best = mx.topk(grouped, spec.group_best, axis=-1).sum(axis=-1)
     chosen = choose(best, spec.top_groups)
     kept = (chosen[..., None] == mx.arange(spec.groups)).any(axis=-2)  # (B, T, groups)
     return mx.where(kept[..., None], grouped, -mx.inf).reshape(scores.shape)

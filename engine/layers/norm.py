@@ -26,7 +26,7 @@ class Norm(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         spec, weight, bias = self._spec, self.weight, self.get("bias")
-        if not spec.offset and weight.ndim == 1:
+        if not spec.offset and not spec.float32_gain and weight.ndim == 1:
             return self._normalised(x, weight, bias)
         gain = spec.offset + weight.astype(mx.float32)
         bias = None if bias is None else bias.astype(mx.float32)

@@ -50,14 +50,17 @@ class Rope:
             table = mx.array(periods(spec, length), dtype=mx.float32)
         if spec.pairs == "neighbours to halves":
             x = _as_halves(x, spec.dims)
+        dtype = x.dtype
+        if spec.magnitude != 1.0:  # what is turned and multiplied is rounded once
+            x = x.astype(mx.float32)
         y = mx.fast.rope(
             x, spec.dims, traditional=spec.pairs == "neighbours", base=None, scale=1.0,
             offset=offset, freqs=table,
         )  # fmt: skip
         if spec.magnitude == 1.0:
             return y
-        turned = y[..., : spec.dims] * mx.array(spec.magnitude, y.dtype)
-        return mx.concatenate([turned, y[..., spec.dims :]], axis=-1)
+        turned = y[..., : spec.dims] * spec.magnitude
+        return mx.concatenate([turned, y[..., spec.dims :]], axis=-1).astype(dtype)
 
 
 def _as_halves(x: mx.array, dims: int) -> mx.array:

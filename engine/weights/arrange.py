@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import CorruptWeights
 from ..names import Name
 from ..spec import DecoderSpec
+from .mxfp4 import unpacked
 
 # Buffers that real checkpoints carry and no model has as parameters: rotary tables, causal masks.
 _BUFFER = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(bias|masked_bias)$")
@@ -50,6 +51,7 @@ def arrange(
     CorruptWeights when a tensor is missing, left over, or of the wrong shape.
     """
     spellings = list(_spellings(spec, shapes))
+    tensors = unpacked(tensors, where)
     tensors = _whole_names(tensors, spellings)
     head = _head(spec, tensors)
     tensors = _without_tied_head(tensors, spec, head, where) if spec.tied_head else tensors
@@ -57,6 +59,7 @@ def arrange(
     used = {name: source.shape for source in sources for name in source.tensors}
     missing = [name for name in used if name not in tensors]
     extra = [name for name in tensors if name not in used and not _BUFFER.search(name)]
+    extra = [name for name in extra if not name.startswith(_drafts(spec))]
     if missing:
         raise _missing(missing, extra, head, where)
     if extra:
@@ -138,6 +141,13 @@ def _rows(spec: DecoderSpec) -> Iterator[Name]:
             yield from (row.at(block) for block in range(len(spec.blocks)))
         else:
             yield row
+
+
+def _drafts(spec: DecoderSpec) -> tuple[str, ...]:
+    """What the names of blocks for drafting begin with: they stand behind the last block."""
+    block = next((row.source for row in spec.names if row.targets == ("blocks.{i}",)), "")
+    last = len(spec.blocks) + spec.draft_blocks
+    return tuple(block.replace("{i}", f"{i}.") for i in range(len(spec.blocks), last))
 
 
 def _whole_names(tensors: Mapping[str, mx.array], sources: list[_Source]) -> dict[str, mx.array]:

@@ -17,6 +17,7 @@ from . import Observe, rows, unrows
 
 # As transformers calls them in every family that has them.
 EXPERTS, SELECTION_BIAS = "experts", "e_score_correction_bias"
+GROUPS, TOP_GROUPS = "num_group", "topk_group"
 
 
 class Hooks:
@@ -95,7 +96,12 @@ class Hooks:
         self._stack.enter_context(module.register_forward_hook(hook))
 
     def _routing(self, block: int, layer: Any) -> None:
-        """Where a module has `experts`: what they are called with, and what they are chosen by."""
+        """Where a module has `experts`: what they are called with, and what they are chosen by.
+
+        Where only some groups of experts are chosen from, a group counts by its two best scores, or
+        by its best where there is no bias; it is told how far that is from the edge between the
+        last group chosen and the next.
+        """
 
         def chosen(module: Any, args: tuple, kwargs: dict) -> None:
             for value in (*args, *kwargs.values()):
@@ -109,6 +115,15 @@ class Hooks:
                 if bias is not None:  # added to what the choice is made by, to nothing else
                     scores = scores.sigmoid() + bias
                 self.see(Site("router", block), scores[None])
+                groups = getattr(module, GROUPS, None) or 1
+                kept = getattr(module, TOP_GROUPS, None) or groups
+                if kept < groups:
+                    best = (
+                        scores.view(len(scores), groups, -1).topk(1 if bias is None else 2).values
+                    )
+                    total = best.sum(-1)
+                    edge = total.topk(kept + 1).values[:, -2:].mean(-1, keepdim=True)
+                    self.see(Site("groups", block), (total - edge)[None])
 
         for owner in layer.modules():
             children = dict(owner.named_children())

@@ -116,7 +116,7 @@ class Shards:
     def table(self, path: str, shape: tuple[int, ...]) -> str | None:
         """The name of the tensor that a module's parameter comes from; None where that is open."""
         last = path.removeprefix("model.")
-        fits = [name for name, there in self.shapes.items() if there == shape]
+        fits = [n for n, there in self.shapes.items() if there == shape and block_of(n) is None]
         fits = [name for name in fits if name.endswith(last) or last.endswith(name)]
         return fits[0] if len(fits) == 1 else None
 

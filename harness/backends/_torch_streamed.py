@@ -21,6 +21,7 @@ from ._streamed import EMBEDDING, Shards, before, block_of, row_slices, within
 from ._transformers import (
     configuration,
     decoder_layers,
+    dequantised,
     import_torch,
     last_norm,
     one_line,
@@ -179,7 +180,9 @@ class StreamedTorch:
         conversions: Any = get_model_conversion_mapping(self._model)
         plan = self._model._get_dtype_plan(self._rounded)
         how = LoadStateDictConfig(dtype=self._rounded, dtype_plan=plan, weight_mapping=conversions)
-        convert_and_load_state_dict_in_model(self._model, self._shards.read(names), how)
+        convert_and_load_state_dict_in_model(
+            self._model, dequantised(self._shards.read(names)), how
+        )
         empty = [name for name, value in module.named_parameters() if value.is_meta]
         tables = [f"{path}.weight" for _, path in self._tables.values()]
         missing = [n for n in empty if prefix or (block_of(n) is None and n not in tables)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def load_model(files: ModelFiles, dtype: str, attention: str, allow: Collection[
     model, report = mapping[type(config)].from_pretrained(
         None,
         config=config,
-        state_dict=_state(torch, files, allow),
+        state_dict=dequantised(_state(torch, files, allow)),
         output_loading_info=True,
         **common,
     )
@@ -110,6 +110,19 @@ def _state(torch: Any, files: ModelFiles, allow: Collection[str]) -> dict[str, A
     return {name: _to_torch(torch, array) for name, array in read_weights(files).items()}
 
 
+def dequantised(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint with the matrices that transformers makes of MXFP4 blocks and scales."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    found = dict(state)
+    for name in state:
+        base = name.removesuffix("_blocks")
+        if base != name and f"{base}_scales" in state:  # bfloat16 holds every one of these numbers
+            blocks, scales = found.pop(name), found.pop(f"{base}_scales")
+            found[base] = convert_moe_packed_tensors(blocks, scales)
+    return found
+
+
 def _to_torch(torch: Any, array: Any) -> Any:
     """An mlx array as a torch tensor, bit for bit."""
     import mlx.core as mx
@@ -122,6 +135,8 @@ def _to_torch(torch: Any, array: Any) -> Any:
 def configuration(transformers: Any, files: ModelFiles) -> Any:
     """config.json as transformers' own object. Raises ReferenceUnavailable."""
     raw = copy.deepcopy(dict(files.config))  # transformers writes into nested settings
+    if (raw.get("quantization_config") or {}).get("quant_method") == "mxfp4":
+        del raw["quantization_config"]  # see `dequantised`
     try:
         return transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     except Exception as error:  # validation errors of many kinds

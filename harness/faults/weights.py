@@ -141,7 +141,7 @@ def _fused(patient: Patient) -> tuple[str, ...]:
     """The parameters of a fused q/k/v of equal thirds."""
     if not any("blocks.{i}.attn.q" in n.targets for n in patient.spec.names if len(n.targets) > 1):
         raise NotApplicable("q, k and v are apart in the checkpoint")
-    attention = patient.spec.blocks[0].attention
+    attention = patient.heads_spec(0)
     if attention.heads != attention.kv_heads:
         raise NotApplicable("q, k and v have unequal shares")
     return ("weight", "bias") if attention.qkv_bias else ("weight",)

@@ -108,7 +108,7 @@ def _sites(probe: Probe, a: Evidence, b: Evidence, entry: Mapping[str, Any]) -> 
     found = []
     for site, expected in a.expected[PROPAGATED].items():
         actual = b.expected[PROPAGATED].get(site)
-        if actual is None or site.kind in ("experts", "router"):
+        if actual is None or site.kind in ("experts", "groups", "router"):
             continue
         moved = relative_error(a.view(site, actual), b.view(site, expected))
         noise = (a.noise[PROPAGATED].get(site, 0.0), b.noise[PROPAGATED].get(site, 0.0))

@@ -31,7 +31,7 @@ REFUSED = (
 )  # fmt: skip
 WIDEST = 1 << 20  # features of what enters a block
 FED = ("embedding", "block")  # sites in front of what isolated mode feeds
-DROPPED = ("router",)  # of a sketch: `close` says what it was needed for
+DROPPED = ("router", "groups")  # of a sketch: `close` says what it was needed for
 
 
 class Content:

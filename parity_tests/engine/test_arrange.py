@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -191,6 +193,47 @@ def test_a_parameter_named_like_a_buffer_is_used():
     biases = {f"model.layers.{i}.attn.bias": mx.full((4,), i) for i in range(2)}
     found = arrange({**tensors, **biases}, spec(), shapes, WHERE)
     assert found["blocks.1.o.bias"].tolist() == [1, 1, 1, 1]
+
+
+class TestBlocksForDrafting:
+    def test_as_many_as_there_may_be_are_passed_over(self):
+        tensors = checkpoint()
+        drafts = {f"model.layers.2.{name}.weight": mx.ones((11, 4)) for name in ("attn", "embed")}
+        expected = arrange(tensors, spec(), SHAPES, WHERE)
+        one = replace(spec(), draft_blocks=1)
+        assert same(arrange({**tensors, **drafts}, one, SHAPES, WHERE), expected)
+        assert same(arrange(tensors, one, SHAPES, WHERE), expected)
+
+    @pytest.mark.parametrize("name", ["model.layers.3.attn.weight", "model.layers.20.attn.weight"])
+    def test_no_more_than_that(self, name):
+        one = replace(spec(), draft_blocks=1)
+        with pytest.raises(CorruptWeights, match=f"{name!r}.* belongs to no module"):
+            arrange({**checkpoint(), name: mx.ones((4, 6))}, one, SHAPES, WHERE)
+
+
+@settings(deadline=None, max_examples=30)
+@given(groups=st.integers(1, 4), sizes=st.lists(st.integers(1, 3), min_size=2, max_size=3))
+def test_rows_of_groups_stand_by_turns(groups, sizes):
+    """As gate and up of an expert may, column by column where transposed, and their biases."""
+    targets = tuple(f"part{n}" for n in range(len(sizes)))
+    shapes = {t: (2, groups * n, 3) for t, n in zip(targets, sizes, strict=True)}
+    shapes |= {f"{t}_bias": shape[:2] for t, shape in shapes.items()}
+    names = (
+        Name("model.w", targets, True, parameter=True, groups=groups),
+        Name("model.w_bias", tuple(f"{t}_bias" for t in targets), parameter=True, groups=groups),
+    )
+    parts = {path: mx.random.normal(shape) for path, shape in shapes.items()}
+
+    def fused(paths: list[str]) -> mx.array:
+        rows = [parts[p].reshape(2, groups, -1, *parts[p].shape[2:]) for p in paths]
+        joined = mx.concatenate(rows, axis=2)
+        return joined.reshape(2, -1, *joined.shape[3:])
+
+    tensors = {
+        "model.w": fused(list(targets)).swapaxes(1, 2),
+        "model.w_bias": fused([f"{t}_bias" for t in targets]),
+    }
+    assert same(arrange(tensors, spec(names=names), shapes, WHERE), parts)
 
 
 class TestTiedHead:

@@ -266,6 +266,8 @@ def test_a_multiplier_that_divides_is_not_zero():
     config = {**config_of("granite", "bias"), "logits_scaling": 0.0}
     with pytest.raises(InvalidConfig, match=r"logits_scaling is 0\.0 in x"):
         decoder_spec(Config(config, "x/config.json"))
+
+
 WINDOWED = ["cohere2", "exaone4", "gemma2", "olmo3", "qwen2", "qwen2_moe"]
 
 

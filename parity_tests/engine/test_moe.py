@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -24,28 +26,42 @@ from harness.random_models import config_of
 
 C, F = 10, 6
 DTYPES = [mx.bfloat16, mx.float16]
-VARIANTS = [
+VARIANTS = [  # whose checkpoints hold the experts one by one
     (family, variant)
     for family in supported()
     for variant, config in architecture(family).TINY.items()
     if "num_experts_per_tok" in config
+    and any("{e}" in name.source for name in decoder_spec(Config(config)).names)
 ]
 
 specs = st.builds(
-    lambda experts, top_k, shared, gate, **fields: MoESpec(
-        experts,
-        min(top_k, experts),
-        F,
-        "silu",
-        shared=MLPSpec(4, "silu") if shared else None,
-        shared_gate=shared and gate,
-        **fields,
+    lambda experts, top_k, shared, gated, groups, scoring, float32_logits, router_bias, **fields: (
+        MoESpec(
+            experts * groups[0],
+            min(top_k, experts * groups[1]),
+            F,
+            "silu",
+            scoring=scoring,
+            groups=groups[0],
+            top_groups=groups[1],
+            shared=MLPSpec(4, "silu") if shared else None,
+            shared_gate=shared and gated,
+            float32_logits=float32_logits and not router_bias,
+            router_bias=router_bias,
+            **fields,
+        )
     ),
     experts=st.integers(2, 7),
     top_k=st.integers(1, 4),
     shared=st.booleans(),
-    gate=st.booleans(),
-    scoring=st.sampled_from(["softmax", "sigmoid"]),
+    gated=st.booleans(),
+    groups=st.sampled_from([(1, 1), (2, 1), (3, 2), (2, 2)]),
+    group_best=st.sampled_from([1, 2]),
+    scoring=st.sampled_from(["softmax", "sigmoid", "softmax of chosen"]),
+    clamp=st.sampled_from([None, 0.3]),
+    up_offset=st.sampled_from([0.0, 1.0]),
+    router_bias=st.booleans(),
+    bias=st.booleans(),
     selection_bias=st.booleans(),
     renormalise=st.booleans(),
     scale=st.sampled_from([1.0, 2.5]),
@@ -74,10 +90,11 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 
 def scores_of(spec: MoESpec, w: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    logits = x @ w["router.weight"].T
+    """What experts are chosen by, a bias apart."""
+    logits = x @ w["router.weight"].T + w.get("router.bias", 0.0)
     if spec.scoring == "sigmoid":
         return 1 / (1 + np.exp(-logits))
-    return np.exp(logits) / np.exp(logits).sum()
+    return np.exp(logits) / np.exp(logits).sum() if spec.scoring == "softmax" else logits
 
 
 def ranking(spec: MoESpec, w: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
@@ -85,22 +102,55 @@ def ranking(spec: MoESpec, w: dict[str, np.ndarray], x: np.ndarray) -> np.ndarra
     return scores_of(spec, w, x) + w.get("selection_bias", np.zeros(spec.experts))
 
 
+def totals(spec: MoESpec, scores: np.ndarray) -> np.ndarray:
+    """What groups are chosen by."""
+    return np.sort(scores.reshape(spec.groups, -1))[:, -spec.group_best :].sum(1)
+
+
+def choice(spec: MoESpec, scores: np.ndarray) -> list[int]:
+    """The experts of the highest scores, in the groups of the highest totals."""
+    groups = np.argsort(-totals(spec, scores))[: spec.top_groups]
+    there = [e for e in range(spec.experts) if e // (spec.experts // spec.groups) in groups]
+    return sorted(there, key=lambda e: -scores[e])[: spec.top_k]
+
+
+def decided(spec: MoESpec, scores: np.ndarray) -> bool:
+    """Whether no choice is so close that rounding could turn it."""
+    close = [np.diff(np.sort(scores)).min()]
+    if spec.groups > spec.top_groups:
+        close.append(np.diff(np.sort(totals(spec, scores))).min())
+    return min(close) > 1e-5
+
+
 def token(
     spec: MoESpec, w: dict[str, np.ndarray], x: np.ndarray, chosen: list[int] | None = None
 ) -> np.ndarray:
     """The definition: one token (C,) through its experts, or through those forced on it."""
     if chosen is None:
-        chosen = sorted(range(spec.experts), key=lambda e: -ranking(spec, w, x)[e])[: spec.top_k]
+        chosen = choice(spec, ranking(spec, w, x))
     scores = scores_of(spec, w, x)
-    total = sum(scores[e] for e in chosen) if spec.renormalise else 1.0
+    if spec.scoring == "softmax of chosen":
+        scores = np.exp(scores)
+    renormalised = spec.renormalise or spec.scoring == "softmax of chosen"
+    total = sum(scores[e] for e in chosen) if renormalised else 1.0
     y = np.zeros(C)
+
+    def product(matrix: str, e: int, x: np.ndarray) -> np.ndarray:
+        bias = w[f"experts.{matrix}_bias"][e] if spec.bias else 0.0
+        return w[f"experts.{matrix}"][e] @ x + bias
+
     for e in chosen:
-        hidden = silu(w["experts.gate"][e] @ x) * (w["experts.up"][e] @ x)
-        y += spec.scale * scores[e] / total * (w["experts.down"][e] @ hidden)
+        gate, up = product("gate", e, x), product("up", e, x)
+        if spec.clamp:
+            gate, up = np.minimum(gate, spec.clamp), np.clip(up, -spec.clamp, spec.clamp)
+        hidden = silu(gate) * (up + spec.up_offset)
+        y += spec.scale * scores[e] / total * product("down", e, hidden)
     if spec.shared:
         hidden = silu(w["shared.gate.weight"] @ x) * (w["shared.up.weight"] @ x)
-        gate = 1 / (1 + np.exp(-w["shared_gate.weight"] @ x)) if spec.shared_gate else 1.0
-        y += gate * (w["shared.down.weight"] @ hidden)
+        share = 1.0
+        if spec.shared_gate:
+            share = 1 / (1 + np.exp(-(w["shared_gate.weight"] @ x)))
+        y += share * (w["shared.down.weight"] @ hidden)
     return y
 
 
@@ -110,16 +160,39 @@ def close(actual: mx.array, expected: np.ndarray, tolerance: float = 1e-5) -> bo
 
 
 class TestDefinition:
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=80)
     @given(spec=specs, tokens=st.integers(1, 5), batch=st.integers(1, 2), seed=st.integers(0, 999))
     def test_layer(self, spec, tokens, batch, seed):
         moe, w = filled(spec, seed)
         x = inputs(tokens, seed, batch)
         rows = x.reshape(-1, C).astype(float)
         for row in rows:  # no choice that rounding could turn
-            assume(np.diff(np.sort(ranking(spec, w, row))).min() > 1e-5)
+            assume(decided(spec, ranking(spec, w, row)))
         expected = np.stack([token(spec, w, row) for row in rows]).reshape(x.shape)
         assert close(moe(mx.array(x), no_tap), expected)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param({"top_groups": 3}, id="groups"),
+            pytest.param({"group_best": 1}, id="group_best"),
+            pytest.param({"clamp": 0.5}, id="clamp"),
+            pytest.param({"up_offset": 0.0}, id="up_offset"),
+            pytest.param({"scoring": "softmax"}, id="scoring"),
+        ],
+    )
+    def test_each_field_matters(self, change):
+        """The control: with another field, the layer is not close to the definition."""
+        spec = MoESpec(
+            9, 3, F, "silu", scoring="softmax of chosen", groups=3, top_groups=2, clamp=0.3,
+            up_offset=1.0, router_bias=True, bias=True, renormalise=False,
+        )  # fmt: skip
+        moe, w = filled(spec, 0)
+        x = inputs(30, 0)
+        expected = np.stack([token(spec, w, row) for row in x[0].astype(float)])
+        assert close(moe(mx.array(x), no_tap)[0], expected)
+        moe._spec = moe.experts._spec = replace(spec, **change)
+        assert not close(moe(mx.array(x), no_tap)[0], expected, 1e-3)
 
     @settings(deadline=None, max_examples=60)
     @given(scores=st.lists(st.integers(0, 3), min_size=2, max_size=40), data=st.data())
@@ -254,7 +327,8 @@ class TestSpellings:
         _, stacked = in_memory(folder)
         for tensors in (read_weights(find_model(folder)), stacked):
             for count in (config[key] - 1, config[key] + 1):
-                decoder = Decoder(decoder_spec(Config({**config, key: count})))
+                other = {**config, key: count, "n_group": 1, "topk_group": 1}
+                decoder = Decoder(decoder_spec(Config(other)))
                 with pytest.raises(CorruptWeights, match=r"experts\.|mlp\.gate") as caught:
                     arrange(tensors, decoder.spec, decoder.shapes(), "some/folder")
                 assert "\n" not in str(caught.value)
@@ -310,6 +384,10 @@ def test_absent_keys_mean_what_they_mean_to_transformers(family):
         ("mixtral", "num_experts", "num_local_experts"),
         ("dots1", "num_local_experts", "n_routed_experts"),
         ("olmoe", "num_local_experts", "num_experts"),
+        ("deepseek_v2", "num_experts", "n_routed_experts"),
+        ("deepseek_v3", "num_local_experts", "n_routed_experts"),
+        ("glm4_moe", "num_local_experts", "n_routed_experts"),
+        ("gpt_oss", "num_experts", "num_local_experts"),
     ],
 )
 def test_either_name_for_the_number_of_experts(family, alias, key):
@@ -351,3 +429,35 @@ class TestSelectionBiasOfAFamily:
     def test_groups_of_experts_are_refused(self, key):
         with pytest.raises(UnsupportedArchitecture, match=f"{key} is 2"):
             decoder_spec(Config({**config_of("dots1", "plain"), key: 2}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_group": 3},
+        {"n_group": 8},
+        {"topk_group": 5},
+        {"topk_group": 1, "num_experts_per_tok": 3},
+    ],
+    ids=["uneven", "of one", "more than there are", "too few"],
+)
+def test_groups_that_cannot_be(change):
+    with pytest.raises(
+        InvalidConfig, match=r"(n_group|num_experts_per_tok) is \d.* in config\.json"
+    ):
+        decoder_spec(Config({**config_of("deepseek_v3", "yarn"), **change}))
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "key", "value"),
+    [
+        ("gpt_oss", "yarn", "swiglu_alpha", 1.5),
+        ("deepseek_v3", "yarn", "scoring_func", "softmax"),
+        ("deepseek_v3", "yarn", "num_key_value_heads", 2),
+        ("deepseek_v2", "greedy", "norm_topk_prob", True),
+        ("deepseek_v2", "greedy", "topk_method", "noaux_tc"),
+    ],
+)
+def test_what_no_field_stands_for_is_refused(family, variant, key, value):
+    with pytest.raises(UnsupportedArchitecture, match=f"{key} is {value!r}"):
+        decoder_spec(Config({**config_of(family, variant), key: value}))

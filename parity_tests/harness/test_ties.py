@@ -70,3 +70,35 @@ def test_in_its_own_block_a_tie_is_one_token():
 
 def test_what_was_close_is_told_whoever_flipped():
     assert np.flatnonzero(Ties(evidence(1, 3), PROPAGATED, "float32").close()).tolist() == [1, 3]
+
+
+class TestGroups:
+    """Two groups of two experts, one of them chosen from: its experts are the two of a token."""
+
+    def left_out(self, edge: float, logits: list[float], chosen: list[int]) -> list[int]:
+        """Tokens left out when token 2 goes to other experts; `edge` is how far its groups are."""
+        groups = np.tile([9.0, -9.0], (TOKENS, 1))
+        groups[2] = [edge, -edge]
+        sites = {
+            Site("router", 0): np.tile(logits, (TOKENS, 1)),
+            Site("groups", 0): groups,
+            Site("experts", 0): np.tile(chosen, (TOKENS, 1)),
+        }
+        noise = {ISOLATED: {Site("router", 0): 1e-7}}
+        ties = Ties(
+            Evidence({ISOLATED: sites}, {}, noise, np.zeros((TOKENS, 3))), ISOLATED, "float32"
+        )
+        actual = np.tile(chosen, (TOKENS, 1))
+        actual[2] = [2, 3]
+        ties.see(Site("experts", 0), actual)
+        tied = ties.tied(Site("block", 0))
+        return [] if tied is None else np.flatnonzero(tied).tolist()
+
+    def test_better_experts_elsewhere_are_no_choice(self):
+        """Expert 2 has a higher score than expert 1, in a group that is out of reach."""
+        logits = [3.0, 1.0, 2.0, 0.0]
+        assert self.left_out(9.0, logits, [0, 1]) == []
+        assert self.left_out(1e-7, logits, [0, 1]) == [2]
+
+    def test_groups_that_do_not_explain_the_choice_explain_nothing(self):
+        assert self.left_out(1e-7, [3.0, 1.0, 2.0, 0.0], [0, 2]) == []

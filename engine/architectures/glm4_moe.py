@@ -1,0 +1,77 @@
+"""GLM-4.5 and 4.6: heads are rotated in part; experts are chosen by sigmoid scores and a bias."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config import Config
+from ..spec import DecoderSpec, MoESpec
+from ._deepseek_like import ROUTED_NAMES, dense_first, draft_blocks, shared_experts
+from ._llama_like import TINY as BASE
+from ._llama_like import expert_count, llama_like
+
+
+def spec(config: Config) -> DecoderSpec:
+    width: int = config.integer("moe_intermediate_size", 1408)
+    moe = MoESpec(
+        experts=expert_count(config, "num_local_experts", "n_routed_experts", 128),
+        top_k=config.integer("num_experts_per_tok", 8),
+        width=width,
+        activation=config.text("hidden_act", "silu"),
+        scoring="sigmoid",
+        selection_bias=True,
+        groups=config.integer("n_group", 1),
+        top_groups=config.integer("topk_group", 1),
+        renormalise=config.boolean("norm_topk_prob", True),
+        scale=config.number("routed_scaling_factor", 1.0),
+        shared=shared_experts(config, width, 1),
+        float32_logits=True,
+    )
+    plain = llama_like(
+        config,
+        kv_heads=8,
+        experts=dense_first(config, moe, 1),
+        more_names=ROUTED_NAMES,
+        qkv_bias=config.boolean("attention_bias", False),
+        qk_norm=config.boolean("use_qk_norm", False),
+        eps=1e-5,
+        max_length=131072,
+        rope=lambda block, head_dim: config.rope(head_dim, part=0.5),
+    )
+    return replace(plain, draft_blocks=draft_blocks(config))
+
+
+_TINY = {
+    **BASE,
+    "model_type": "glm4_moe",
+    "head_dim": 24,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 44,
+    "first_k_dense_replace": 1,
+    "rms_norm_eps": 1e-4,
+}
+TINY = {
+    "groups": {
+        **_TINY,
+        "n_group": 4,
+        "topk_group": 2,
+        "n_shared_experts": 2,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.5,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "partial_rotary_factor": 0.5,
+    },
+    "plain": {
+        **{key: value for key, value in _TINY.items() if key != "rope_theta"},
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5000.0,
+            "partial_rotary_factor": 0.25,
+        },
+        "tie_word_embeddings": True,
+    },
+}
