@@ -92,12 +92,12 @@ def generate(
         # The next step is queued before this token is read back.
         ahead = None
         if n + 1 < max_tokens and len(prompt) + n in edges:
-            cache, known = make_cache(decoder.spec), [*prompt, *found, *token.tolist()]
+            cache, known = make_cache(decoder.spec), [*prompt, *found, _id(token)]
             ahead = _best(prefill(decoder, known, cache))
         elif n + 1 < max_tokens:
             ahead = _best(decoder(token[:, None], cache)[:, -1])
             mx.async_eval(ahead)
-        value = int(token.item())  # type: ignore[arg-type]
+        value = _id(token)
         timing.last = time.perf_counter()
         timing.tokens += 1
         if n == 0:
@@ -114,6 +114,10 @@ def _edges(spec: DecoderSpec) -> set[int]:
     """The lengths that are the last of LongRoPE's short factors."""
     ropes = [block.attention.rope for block in spec.blocks]
     return {r.original_length or 0 for r in ropes if r is not None and r.type == "longrope"}
+
+
+def _id(token: mx.array) -> int:
+    return int(token.item())  # type: ignore[arg-type]
 
 
 def _best(logits: mx.array) -> mx.array:
