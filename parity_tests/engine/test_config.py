@@ -11,7 +11,11 @@ from harness.random_models import config_of, variants
 
 
 def respelt(config: dict) -> dict:
-    """The same configuration as transformers 5 writes it."""
+    """The same configuration in the other spelling: transformers 5's, or 4's where it is in 5's."""
+    if "rope_parameters" in config:
+        rotary = dict(config["rope_parameters"])
+        old = {k: v for k, v in config.items() if k != "rope_parameters"}
+        return {**old, "rope_theta": rotary.pop("rope_theta"), "rope_scaling": rotary}
     new = {k: v for k, v in config.items() if not k.startswith("rope_")}
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
     if "rope_local_base_freq" in config:
@@ -117,7 +121,7 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
     small |= {"num_hidden_layers": 2, "vocab_size": 131}
     if family == "gpt2":
         small = {"n_embd": 64, "n_head": 4, "n_layer": 2}
-    if family == "dots1":  # has no defaults for these that it could be built with
+    if family in ("deepseek_v2", "dots1"):  # have no defaults for these that it could be built with
         small |= {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
     configs = [{**small, "num_key_value_heads": 4}]
     if family == "llama":  # the one class here that takes nulls for both
@@ -128,7 +132,8 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
         attention = spec.blocks[0].attention
         heads = getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
         assert attention.kv_heads == heads
-        width = getattr(theirs, "head_dim", None) or theirs.hidden_size // attention.heads
+        width = getattr(theirs, "qk_head_dim", None) or getattr(theirs, "head_dim", None)
+        width = width or theirs.hidden_size // attention.heads
         assert attention.head_dim == width
         assert spec.tied_head == theirs.tie_word_embeddings
         assert spec.vocab == theirs.vocab_size and spec.max_length == theirs.max_position_embeddings
