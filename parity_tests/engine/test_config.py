@@ -17,6 +17,8 @@ def respelt(config: dict) -> dict:
     """The same configuration in the other spelling: transformers 5's, or 4's where it is in 5's."""
     if "rope_parameters" in config:
         rotary = dict(config["rope_parameters"])
+        if "rope_theta" not in rotary:  # nested by layer type, which the older spelling cannot be
+            return dict(config)
         old = {k: v for k, v in config.items() if k != "rope_parameters"}
         theta = "rotary_emb_base" if config["model_type"] == "gpt_neox" else "rope_theta"
         return {**old, theta: rotary.pop("rope_theta"), "rope_scaling": rotary}
@@ -209,7 +211,7 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
 
     small = {"hidden_size": 64, "intermediate_size": 80, "num_attention_heads": 4}
     small |= {"num_hidden_layers": 2, "vocab_size": 131}
-    if family == "dots1":  # has no defaults for these that it could be built with
+    if family in ("deepseek_v2", "dots1"):  # have no defaults for these that it could be built with
         small |= {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
     configs = [{**small, "num_key_value_heads": 4}]
     for key in ("num_key_value_heads", "head_dim"):
@@ -225,8 +227,9 @@ def test_absent_and_null_keys_mean_what_they_mean_to_transformers(family):
         attention = spec.blocks[0].attention
         heads = getattr(theirs, "num_key_value_heads", None) or theirs.num_attention_heads
         assert attention.kv_heads == heads
-        width = getattr(theirs, "head_dim", None) or theirs.hidden_size // attention.heads
-        assert attention.head_dim == width, config
+        width = getattr(theirs, "qk_head_dim", None) or getattr(theirs, "head_dim", None)
+        width = width or theirs.hidden_size // attention.heads
+        assert attention.head_dim == width
         assert spec.tied_head == theirs.tie_word_embeddings
         assert spec.vocab == theirs.vocab_size and spec.max_length == theirs.max_position_embeddings
         eps = next(getattr(theirs, key) for key in NORM_EPS if hasattr(theirs, key))
