@@ -9,9 +9,9 @@ import mlx.core as mx
 
 from ..architectures import decoder_spec
 from ..config import Config
-from ..errors import UnsupportedArchitecture
+from ..errors import InvalidConfig, UnsupportedArchitecture
 from ..files import ModelFiles
-from . import read_weights
+from . import read_weights, shapes_of
 from .arrange import rows_of
 from .experts import one_by_one
 from .quantised import dequantised, quantisation
@@ -28,6 +28,11 @@ def plain_weights(files: ModelFiles, dtype: mx.Dtype | None = None) -> dict[str,
     tensors = dequantised(read_weights(files), quantised, str(files.folder), dtype)
     try:
         spec = decoder_spec(Config(files.config, where))
-    except UnsupportedArchitecture:
+    except (InvalidConfig, UnsupportedArchitecture):
         return tensors
     return one_by_one(tensors, list(rows_of(spec)))
+
+
+def as_original(files: ModelFiles) -> bool:
+    """Whether the files hold the original's tensors already, under its names."""
+    return set(shapes_of(files.weights)) == set(plain_weights(files))

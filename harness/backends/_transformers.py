@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from engine.files import PICKLES, ModelFiles
+from engine.weights.plain import as_original
 
 from ..errors import ReferenceUnavailable
 from ._lift import lifted
 
+# What mlx-lm writes into config.json of packed matrices; transformers is given them unpacked.
+MLX_KEYS = ("quantization", "quantization_config")
 SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
 
 
@@ -70,7 +73,7 @@ def load_model(files: ModelFiles, dtype: str, attention: str, allow: Collection[
     model, report = mapping[type(config)].from_pretrained(
         None,
         config=config,
-        state_dict=_state(torch, files, allow),
+        state_dict=_state(torch, files, dtype, allow),
         output_loading_info=True,
         **common,
     )
@@ -96,18 +99,20 @@ def lift(model: Any) -> Any:
     return high
 
 
-def _state(torch: Any, files: ModelFiles, allow: Collection[str]) -> dict[str, Any]:
-    """The checkpoint as torch tensors, by its own names."""
+def _state(torch: Any, files: ModelFiles, dtype: str, allow: Collection[str]) -> dict[str, Any]:
+    """The checkpoint as torch tensors, by the names of its original: a quantised one put back."""
     if files.weights[0].suffix in PICKLES and "pickle" in allow:
         shards = [torch.load(path, map_location="cpu", weights_only=True) for path in files.weights]
         return {name: value for shard in shards for name, value in shard.items()}
-    if files.weights[0].suffix == ".safetensors":
+    if files.weights[0].suffix == ".safetensors" and as_original(files):
         from safetensors.torch import load_file
 
         return {k: v for shard in files.weights for k, v in load_file(shard).items()}
-    from engine.weights import read_weights
+    from engine.model import DTYPES
+    from engine.weights.plain import plain_weights
 
-    return {name: _to_torch(torch, array) for name, array in read_weights(files).items()}
+    plain = plain_weights(files, DTYPES[dtype])
+    return {name: _to_torch(torch, array) for name, array in plain.items()}
 
 
 def _to_torch(torch: Any, array: Any) -> Any:
@@ -122,6 +127,8 @@ def _to_torch(torch: Any, array: Any) -> Any:
 def configuration(transformers: Any, files: ModelFiles) -> Any:
     """config.json as transformers' own object. Raises ReferenceUnavailable."""
     raw = copy.deepcopy(dict(files.config))  # transformers writes into nested settings
+    for key in MLX_KEYS:
+        raw.pop(key, None)
     try:
         return transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     except Exception as error:  # validation errors of many kinds

@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from engine.errors import CorruptWeights, UnsupportedArchitecture
-from engine.files import ModelFiles
+from engine.errors import CorruptWeights, InvalidConfig, UnsupportedArchitecture
+from engine.files import ModelFiles, read_json
 from engine.model import DTYPES
 from engine.runtime import use_device
 
@@ -196,7 +196,10 @@ class MLXLMBackend:
         from mlx_lm.tokenizer_utils import load as load_tokenizer
         from mlx_lm.utils import load_config
 
-        config = load_config(self._files.folder).get("eos_token_id")  # generation_config's first
+        known = self._files.config
+        if (self._files.folder / "config.json").is_file():
+            known = load_config(self._files.folder)  # generation_config's first
+        config = known.get("eos_token_id")
         eos = config if isinstance(config, list) or config is None else [config]
         tokenizer = load_tokenizer(self._files.folder, eos_token_ids=eos)
         return TokenFacts(
@@ -237,7 +240,7 @@ class MLXLMBackend:
 @contextlib.contextmanager
 def _folder(files: ModelFiles) -> Iterator[Path]:
     """A folder as mlx-lm reads it: config.json beside model*.safetensors."""
-    plain = files.weights[0].suffix == ".safetensors"
+    plain = files.weights[0].suffix == ".safetensors" and _its_own(files)
     if plain and all(path.name.startswith("model") for path in files.weights):
         yield files.folder
         return
@@ -252,6 +255,12 @@ def _folder(files: ModelFiles) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _its_own(files: ModelFiles) -> bool:
+    """Whether the configuration is config.json as it stands, and not made of another."""
+    path = files.folder / "config.json"
+    return path.is_file() and read_json(path, InvalidConfig) == files.config
 
 
 def _cast(model: Any, dtype: mx.Dtype) -> Any:
