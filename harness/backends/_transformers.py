@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from engine.files import PICKLES, ModelFiles
-from engine.weights.plain import as_original
+from engine.weights.plain import as_original, plain_weights
 
 from ..errors import ReferenceUnavailable
 from ._lift import lifted
@@ -108,10 +108,7 @@ def _state(torch: Any, files: ModelFiles, dtype: str, allow: Collection[str]) ->
         from safetensors.torch import load_file
 
         return {k: v for shard in files.weights for k, v in load_file(shard).items()}
-    from engine.model import DTYPES
-    from engine.weights.plain import plain_weights
-
-    plain = plain_weights(files, DTYPES[dtype])
+    plain = plain_weights(files, dtype)
     return {name: _to_torch(torch, array) for name, array in plain.items()}
 
 

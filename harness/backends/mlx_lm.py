@@ -38,6 +38,8 @@ from ._mlx_streamed import StreamedMLX
 from ._recording import recorded
 from ._transformers import one_line
 
+TABLES = (nn.Embedding, nn.QuantizedEmbedding)
+
 
 def load(request: Request) -> MLXLMBackend:
     device = use_device(request.device)
@@ -168,7 +170,7 @@ class MLXLMBackend:
             ) from error
 
     def weights(self) -> Mapping[str, Any]:
-        return weights_of(self.model)
+        return weights_of(self.model, self.dtype)
 
     def checkpoint(self) -> None:
         return None
@@ -231,7 +233,7 @@ class MLXLMBackend:
             paths = [".".join(steps[: i + 1]) for i in range(len(steps))]
             return [*found, *(inner[path] for path in paths if path and path in inner)]
         named = dict(self.model.named_modules())
-        tables = [m for m in named.values() if isinstance(m, nn.Embedding)]
+        tables = [m for m in named.values() if isinstance(m, TABLES)]
         heads = [m for path, m in named.items() if path.endswith("lm_head")]
         end = {"embedding": tables[:1], "logits": heads[:1] or tables[:1]}
         return [self.model, *end.get(site.kind, [self._norm] if self._norm else [])]
@@ -277,6 +279,6 @@ def _cast(model: Any, dtype: mx.Dtype) -> Any:
 
 
 def _embedding_rows(model: Any) -> int:
-    """Rows of the token embedding: the largest table of any nn.Embedding."""
-    tables = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    """Rows of the token embedding: the largest table of any embedding."""
+    tables = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, TABLES)]
     return max(tables, default=0)

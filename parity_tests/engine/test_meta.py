@@ -210,7 +210,7 @@ def test_it_is_written_in_transformers_layout(meta_npz, llama, tmp_path):
     [
         ({"moe": {"num_experts": 8}}, UnsupportedArchitecture, ["'moe'"]),
         ({"use_scaled_rope": True}, UnsupportedArchitecture, ["use_scaled_rope", "factor"]),
-        ({"head_dim": 14}, CorruptWeights, ["attention.wq", "72 rows", "width 14"]),
+        ({"head_dim": 14}, CorruptWeights, ["layers.0.attention.w", "width 14"]),
         ({"dim": "72"}, InvalidConfig, ["hidden_size is '72'"]),
         ({"n_heads": None}, InvalidConfig, ["num_attention_heads"]),
     ],
