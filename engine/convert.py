@@ -1,19 +1,25 @@
-"""Convert a model between .npz and .safetensors.
+"""Convert a model between .npz and .safetensors, and quantise it on the way where that is asked.
 
-Tensors pass through unchanged in name, dtype and value; what they mean is of no concern here. The
-configuration and the tokenizer's files go along, so that the result is a model by itself.
+Otherwise tensors pass through unchanged in name, dtype and value, under transformers' names where
+they came under Meta's. The configuration and the tokenizer's files go along, so that the result is
+a model by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import EngineError, UnsupportedFormat
-from .files import PICKLES, find_model
+from .errors import EngineError, InvalidConfig, UnsupportedFormat
+from .files import PICKLES, find_model, read_json
+
+if TYPE_CHECKING:
+    from .weights.quantised import Packing
 
 # What goes along where it exists, config.json apart.
 COMPANIONS = (
@@ -30,12 +36,18 @@ COMPANIONS = (
 
 
 def convert(
-    model: str | Path, out: str | Path, revision: str | None = None, *, force: bool = False
+    model: str | Path,
+    out: str | Path,
+    revision: str | None = None,
+    *,
+    quantise: Packing | None = None,
+    force: bool = False,
 ) -> Path:
     """Write a model's weights to `out` and return the file written.
 
-    `out` ends in .npz or .safetensors, or is a folder that gets model.safetensors. An existing
-    file is replaced only with `force`; the model's own files never are. Raises EngineError.
+    `out` ends in .npz or .safetensors, or is a folder that gets model.safetensors. `quantise` packs
+    the matrices so. An existing file is replaced only with `force`; the model's own files never
+    are. Raises EngineError.
     """
     from .weights import read_weights, write_weights
 
@@ -46,21 +58,28 @@ def convert(
             raise EngineError(f"{target} is the model to be converted: choose another name for it")
         if not force:
             raise EngineError(f"{target} exists: choose another name, or pass --force")
-    companions = _companions(files.folder, files.config, target.parent)
+    at_home = target.parent.exists() and target.parent.samefile(files.folder)
+    if quantise and at_home:
+        raise EngineError(
+            f"{target} lies beside its original, and both need a config.json of their own: choose "
+            "another folder"
+        )
+    tensors, config = read_weights(files), dict(files.config)
+    if quantise:
+        from .quantise import quantised_model
+
+        tensors, config = quantised_model(files, tensors, quantise)
+    companions = _companions(files.folder, config, target.parent, at_home)
     clash = [path for path, content in companions.items() if _differs(path, content)]
     if clash and not force:
         raise EngineError(
             f"{clash[0]} exists and is another model's: choose another folder, or pass --force"
         )
-    tensors = read_weights(files)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_weights(target, tensors, files.config if target.suffix == ".npz" else None)
+        write_weights(target, tensors, config if target.suffix == ".npz" else None)
         for path, content in companions.items():
-            if isinstance(content, Path):
-                shutil.copyfile(content, path)
-            else:
-                path.write_bytes(content)
+            _write(path, content)
     except OSError as cause:
         raise EngineError(
             f"{target} cannot be written ({cause.strerror or cause}): check place and permissions"
@@ -76,19 +95,29 @@ def _target(out: Path) -> Path:
     return out
 
 
-def _companions(source: Path, config: Mapping[str, Any], folder: Path) -> dict[Path, Path | bytes]:
-    """Files to put into `folder` beside the weights, with where their content comes from."""
-    at_home = folder.exists() and folder.samefile(source)
-    names = () if at_home else ("config.json", *COMPANIONS)
-    found: dict[Path, Path | bytes] = {}
-    found |= {folder / name: source / name for name in names if (source / name).is_file()}
-    if not (source / "config.json").is_file():  # it came out of an .npz
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        return {**found, folder / "config.json": text.encode()}
-    return found
+def _companions(
+    source: Path, config: Mapping[str, Any], folder: Path, at_home: bool
+) -> dict[Path, bytes]:
+    """Files to put into `folder` beside the weights, with their content."""
+    names = () if at_home else COMPANIONS
+    found = {folder / n: (source / n).read_bytes() for n in names if (source / n).is_file()}
+    own = source / "config.json"
+    if own.is_file() and read_json(own, InvalidConfig) == config:
+        return found if at_home else {**found, folder / own.name: own.read_bytes()}
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return {**found, folder / own.name: text.encode()}
 
 
-def _differs(path: Path, content: Path | bytes) -> bool:
-    if not path.exists():
-        return False
-    return path.read_bytes() != (content if isinstance(content, bytes) else content.read_bytes())
+def _differs(path: Path, content: bytes) -> bool:
+    return path.exists() and path.read_bytes() != content
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

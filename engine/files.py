@@ -23,6 +23,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.npz", "*.model", "*.txt", "*.jinja")
 # Sub-folders hold other frameworks' copies; `consolidated*` is a second copy in Meta's layout.
 HUB_IGNORED = ("*/*", "consolidated*")
+_NPZ_SHARD = re.compile(r"weights\.\d+\.npz")  # of early conversions of large models
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -34,7 +35,7 @@ class ModelFiles:
     folder: Path  # where config.json and the tokenizer's files lie
     weights: tuple[Path, ...]  # safetensors shards in name order, or one .npz
     index: Mapping[str, str] | None  # tensor name -> shard name, where there is an index
-    config: Mapping[str, Any]  # config.json as it stands, or what the npz carries
+    config: Mapping[str, Any]  # config.json, what the npz carries, or either made of Meta's
 
 
 def find_model(
@@ -187,7 +188,7 @@ def _folder(name: str, folder: Path, pickles: bool) -> ModelFiles:
     elif shards:
         whole = folder / "model.safetensors"
         weights = (whole,) if whole in shards else shards
-    elif len(packed) == 1:
+    elif len(packed) == 1 or (packed and all(_NPZ_SHARD.fullmatch(file.name) for file in packed)):
         weights = packed
     elif packed:
         raise UnsupportedFormat(
@@ -244,19 +245,33 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _config(folder: Path, weights: tuple[Path, ...]) -> dict[str, Any]:
-    path = folder / "config.json"
+    """The configuration in transformers' form, wherever it stands."""
+    where, config = _raw_config(folder, weights)
+    if not {"dim", "n_layers"} <= config.keys():
+        return config
+    from .weights import meta, shapes_of
+
+    return meta.normal_config(config, shapes_of(weights), where)
+
+
+def _raw_config(folder: Path, weights: tuple[Path, ...]) -> tuple[str, dict[str, Any]]:
+    """config.json, what the npz carries, or Meta's params.json; and where it stands."""
+    path, params = folder / "config.json", folder / "params.json"
     if path.exists():
-        return read_json(path, InvalidConfig)
+        return str(path), read_json(path, InvalidConfig)
     if weights[0].suffix == ".npz":
         from .weights.npz import CONFIG_KEY, read_config
 
         config = read_config(weights[0])
-        if config is None:
+        if config is not None:
+            return f"entry {CONFIG_KEY!r} of {weights[0]}", config
+        if not params.exists():
             raise InvalidConfig(
                 f"{weights[0]} has no config.json beside it and no entry {CONFIG_KEY!r} inside: "
                 "put the model's config.json beside it"
             )
-        return config
+    if params.exists():
+        return str(params), read_json(params, InvalidConfig)
     raise InvalidConfig(f"{path} is missing: put the model's config.json beside its weights")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,11 @@ from .config import Config
 from .decoder import Decoder
 from .errors import BackendUnavailable
 from .files import ModelFiles, find_model
+from .layers.packed import pack
 from .spec import DecoderSpec
 from .weights import read_weights
 from .weights.arrange import arrange
+from .weights.quantised import packed_places, quantisation
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -55,10 +58,14 @@ def load(
     that is at fault.
     """
     files = model if isinstance(model, ModelFiles) else find_model(model, revision)
-    spec = decoder_spec(Config(files.config, str(files.folder / "config.json")))
+    where = str(files.folder / "config.json")
+    spec = decoder_spec(Config(files.config, where))
     decoder = Decoder(spec)
-    source = files.weights[0] if len(files.weights) == 1 else files.folder
-    tensors = arrange(read_weights(files), spec, decoder.shapes(), str(source))
+    source = str(files.weights[0] if len(files.weights) == 1 else files.folder)
+    read, quantised = read_weights(files), quantisation(files.config, where)
+    if places := packed_places(read, spec, decoder.shapes(), quantised, source):
+        pack(decoder, places, _dtype(read, dtype))
+    tensors = arrange(read, spec, decoder.shapes(), source)
     if dtype is not None:
         kept = {path: a for path, a in tensors.items() if path.rpartition(".")[2] in KEPT}
         tensors = {path: cast(array, dtype) for path, array in tensors.items()} | kept
@@ -72,3 +79,11 @@ def cast(array: mx.array, dtype: str) -> mx.array:
     if dtype not in DTYPES:
         raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     return array.astype(DTYPES[dtype]) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+def _dtype(tensors: Mapping[str, mx.array], dtype: str | None) -> mx.Dtype:
+    """What a model is computed in: as asked, or as its floating-point tensors are stored."""
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    floating = (a.dtype for a in tensors.values() if mx.issubdtype(a.dtype, mx.floating))
+    return next(floating, mx.float32)

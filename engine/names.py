@@ -67,12 +67,17 @@ def names(changes: Mapping[str, str | None] | None = None) -> tuple[Name, ...]:
 
 
 def expert_names(
-    mlp: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+    mlp: str = "mlp",
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    down: str = "down_proj",
+    mlx_lm: str = "switch_mlp",
 ) -> tuple[Name, ...]:
     """Rows for a mixture of experts, to stand before those of `names()`.
 
     The arguments are the words of the family's checkpoints: for the module, and for the matrices of
-    one expert. The words that transformers 5 has in memory, where experts are stacked, go along.
+    one expert. The words that transformers 5 has in memory, where experts are stacked, go along,
+    and those of mlx-lm, which stacks them on disk: `mlx_lm` is what it calls all of them together.
     """
     block, engine = "model.layers.{i}", "blocks.{i}.mlp"
     words = {"gate": gate, "up": up, "down": down}
@@ -86,6 +91,14 @@ def expert_names(
                 parameter=True,
             )
             for matrix, word in words.items()
+        ),
+        *(
+            Name(
+                f"{block}.{mlp}.{mlx_lm}.{matrix}_proj.weight",
+                (f"{engine}.experts.{matrix}",),
+                parameter=True,
+            )
+            for matrix in words
         ),
         Name(f"{block}.mlp.experts.gate_up_proj", fused, parameter=True),
         Name(f"{block}.mlp.experts.down_proj", (f"{engine}.experts.down",), parameter=True),

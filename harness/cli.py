@@ -57,6 +57,10 @@ def compare(
     prompts: Annotated[
         Path | None, typer.Option(help="More probes: a text or list of ids a line.")
     ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(help="What a quantised model was made from; its loss is reported."),
+    ] = None,
     until_decided: Annotated[
         bool, typer.Option("--until-decided", help="Add prompts until no answer is open.")
     ] = False,
@@ -100,6 +104,7 @@ def compare(
                 names,
                 device=device,
                 prompts=prompts,
+                original=original,
                 until_decided=until_decided,
                 depth=depth,
                 revision=revision,

@@ -117,6 +117,7 @@ class Comparison:
         self.dtype, self.limits = candidate.dtype, limits
         self.probes = list(probes)
         self.depth = "block"
+        self.original: ModelFiles | None = None  # what a quantised model was made from
         self.decisions: list[Decision] = []  # of checks that judge more than sites
         self.inner: list[SiteDiff] = []  # modules inside blocks, where they were looked at
         self.tell = progress or (lambda done, total, what: None)

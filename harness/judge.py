@@ -37,6 +37,7 @@ def compare(
     *,
     device: str | None = None,
     prompts: str | Path | None = None,
+    original: str | Path | None = None,
     until_decided: bool = False,
     depth: str = "block",
     revision: str | None = None,
@@ -52,9 +53,10 @@ def compare(
 
     `candidate` is a backend's name or a function from token ids to logits (see
     `backends/python.py`). `reference` None means torch where it is installed, else golden. A
-    `dtype` other than float32 adds its rung to the float32 one. `until_decided` adds prompts as
-    long as they can decide what is inconclusive. `depth` "module" measures inside every block, not
-    only inside the first that fails. `allow` names what the torch
+    `dtype` other than float32 adds its rung to the float32 one. `original` is what a quantised
+    model was made from: what quantising lost is reported beside the verdict. `until_decided` adds
+    prompts as long as they can decide what is inconclusive. `depth` "module" measures inside every
+    block, not only inside the first that fails. `allow` names what the torch
     backend otherwise refuses: "remote-code", "pickle". `kinds` are the kinds of probes to run, all
     without it. `stream` runs both sides part by part, so that the model need not fit into memory;
     None does so where it does not fit, and `resume` is a file to go on from after an interruption.
@@ -72,6 +74,7 @@ def compare(
         raise BadOption(f"--resume {resume}: the folder {resume.parent} does not exist")
     questions = chosen(checks)
     files = find_model(model, revision, pickles="pickle" in allow)
+    source = None if original is None else find_model(original)
     reference = reference or default_reference()
     named = candidate if isinstance(candidate, str) else getattr(candidate, "__qualname__", "?")
     verdict = into if into is not None else Verdict("", "", "", "", "")
@@ -90,6 +93,7 @@ def compare(
         comparison.probes += _prompts(prompts, comparison)
         comparison.probes = _of_kinds(comparison.probes, kinds)
         comparison.depth = depth
+        comparison.original = source
         if isinstance(comparison, StreamedComparison):
             begin = time.perf_counter()
             _observe_all(comparison, reference, resume, notice)

@@ -16,6 +16,7 @@ import psutil
 from engine.errors import EngineError
 from engine.files import PICKLES, ModelFiles
 from engine.weights import read_weights
+from engine.weights.plain import plain_weights
 
 from .backends._streamed import AT_ONCE, block_of
 from .types import Probe
@@ -69,7 +70,8 @@ def size_of(files: ModelFiles) -> Size:
     if files.weights[0].suffix in PICKLES:
         stored = sum(path.stat().st_size for path in files.weights)
         return Size(stored, stored // 2, 0, (0, 0))
-    tensors = read_weights(files)
+    stored = sum(array.nbytes for array in read_weights(files).values())
+    tensors = plain_weights(files)
     blocks: dict[int, int] = {}
     table, longest = (0, 0), 0
     for name, array in tensors.items():
@@ -79,7 +81,6 @@ def size_of(files: ModelFiles) -> Size:
             longest = max(longest, *array.shape[-2:]) if array.ndim > 1 else longest
         elif array.ndim == 2:
             table = max(table, (array.shape[0], array.shape[1]), key=math.prod)
-    stored = sum(array.nbytes for array in tensors.values())
     parameters = sum(array.size for array in tensors.values())
     return Size(stored, parameters, max(blocks.values(), default=0), table, longest)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.files import ModelFiles
 from engine.tokenizer import check_fits
-from engine.weights import read_weights
+from engine.weights.plain import plain_weights
 
 from .backends import Backend
 from .errors import BadTrace
@@ -107,9 +107,9 @@ class LiveReference:
         return self._facts
 
     def weights(self) -> Mapping[str, Any]:
-        """By the checkpoint's own names: as the twin has them, or as they stand in the file."""
+        """By the original's names: as the twin has them, or as they stand in the file."""
         found = self._twin.checkpoint()
-        return read_weights(self._files) if found is None else found
+        return plain_weights(self._files, self.dtype) if found is None else found
 
     @property
     def probes(self) -> list[Probe]:

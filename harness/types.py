@@ -183,7 +183,7 @@ class Divergence:
 
 @dataclass
 class CheckResult:
-    """One parity question, answered."""
+    """One parity question, answered; or, `reported`, figures that are no part of the verdict."""
 
     name: str
     verdict: str
@@ -191,6 +191,7 @@ class CheckResult:
     measures: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     divergence: Divergence | None = None
+    reported: bool = False
 
 
 @dataclass
@@ -217,7 +218,7 @@ class Verdict:
         """The most severe answer of any check; "error" when nothing could be asked."""
         if self.error is not None:
             return ERROR
-        given = {check.verdict for check in self.checks} - {SKIP}
+        given = {check.verdict for check in self.checks if not check.reported} - {SKIP}
         return next((v for v in SEVERITY if v in given), INCONCLUSIVE)
 
     @property

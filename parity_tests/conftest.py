@@ -61,3 +61,67 @@ def random_model(tmp_path_factory):
 @pytest.fixture
 def tiny_llama() -> Path:
     return ROOT / "golden" / "models" / "tiny-llama"
+
+
+# Rows of whole groups: the smallest of MLX's common group sizes is 32.
+PACKABLE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+
+
+@pytest.fixture(scope="session")
+def packable_model(random_model):
+    """`packable_model(family, variant)` -> folder of a small random model that can be quantised."""
+
+    def make(family: str, variant: str, **changes: object) -> Path:
+        from harness.random_models import config_of
+
+        known = config_of(family, variant)
+        more = {"moe_intermediate_size": 64} if "moe_intermediate_size" in known else {}
+        return random_model(family, variant, **{**PACKABLE, **more, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quantised_model(packable_model, tmp_path_factory):
+    """`quantised_model(family, variant)` -> folder of such a model as mlx-lm quantises it, once.
+
+    `predicate(path, module)` is mlx-lm's: whether, or with what settings, a module is packed.
+    """
+    made: dict[tuple, Path] = {}
+
+    def make(
+        family: str,
+        variant: str,
+        predicate=None,
+        *,
+        bits: int = 4,
+        group_size: int = 32,
+        mode: str = "affine",
+        dtype: str = "float32",
+        **changes: object,
+    ) -> Path:
+        key = family, variant, predicate, bits, group_size, mode, dtype, *map(str, changes.items())
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{variant}-{mode}{bits}")
+            source = packable_model(family, variant, **changes)
+            settings = {"bits": bits, "group_size": group_size, "mode": mode}
+            made[key] = as_mlx_lm_does(source, folder, predicate, dtype, settings)
+        return made[key]
+
+    return make
+
+
+def as_mlx_lm_does(source: Path, folder: Path, predicate, dtype: str, settings: dict) -> Path:
+    """What `mlx_lm.convert --quantize` writes of a model without a tokenizer."""
+    import mlx.core as mx
+    import mlx_lm.utils
+    from mlx.utils import tree_map
+
+    model, config = mlx_lm.utils.load_model(source)
+    model.update(tree_map(lambda array: array.astype(getattr(mx, dtype)), model.parameters()))
+    model, config = mlx_lm.utils.quantize_model(
+        model, config, **settings, quant_predicate=predicate
+    )
+    mlx_lm.utils.save_model(folder, model)
+    mlx_lm.utils.save_config(config, folder / "config.json")
+    return folder

@@ -14,7 +14,7 @@ _NAMES = (
         ("blocks.{i}.mlp.selection_bias",),
         parameter=True,
     ),
-    *expert_names(),
+    *expert_names(mlx_lm="experts"),
     Name("model.layers.{i}.mlp.shared_experts", ("blocks.{i}.mlp.shared",)),
     Name("model.layers.{i}.mlp.shared_experts.gate_proj", ("blocks.{i}.mlp.shared.gate",)),
     Name("model.layers.{i}.mlp.shared_experts.up_proj", ("blocks.{i}.mlp.shared.up",)),

@@ -14,6 +14,7 @@ from ..runtime import device_name
 from ..spec import MoESpec
 from . import Tap, under
 from .mlp import MLP, activation
+from .packed import PackedExperts
 
 SCORINGS = ("softmax", "sigmoid", "softmax of chosen")
 
@@ -70,7 +71,7 @@ class MoE(nn.Module):
     def _logits(self, x: mx.array) -> mx.array:
         """(B, T, C) -> (B, T, E)"""
         if self._spec.float32_logits:
-            return x.astype(mx.float32) @ self.router.weight.astype(mx.float32).T
+            return self.router(x.astype(mx.float32))
         return self.router(x)
 
     def _scores(self, logits: mx.array) -> mx.array:
@@ -140,12 +141,14 @@ def choose(scores: mx.array, count: int) -> mx.array:
 
 
 def expert_linear(
-    x: mx.array, weight: mx.array, experts: mx.array, in_order: bool = False
+    x: mx.array, weight: mx.array | PackedExperts, experts: mx.array, in_order: bool = False
 ) -> mx.array:
     """Row n of (N, 1, in) times the matrix of expert n, of (E, out, in) -> (N, 1, out).
 
     `in_order` says that `experts` (N,) ascend, which is faster on a GPU.
     """
+    if isinstance(weight, PackedExperts):
+        return weight(x, experts, in_order)
     if x.dtype != mx.float32 and device_name() == "cpu":
         # MLX's CPU kernel takes float32 only. Rounding its result once is what a product at the
         # lower dtype is; it costs a copy of the matrices, or of those used if few.

@@ -1,8 +1,9 @@
 """Weights on disk: names -> lazy arrays, and back.
 
-`read_weights` and `write_weights` know two file formats and no architecture; `arrange` turns the
-names of a checkpoint into the engine's. Files are checked before MLX maps them, since a lazy read
-would fail much later, in the middle of a forward pass.
+`read_weights` and `write_weights` know two file formats and no architecture; names of Meta's layout
+are given as transformers'. `arrange` turns the names of a checkpoint into the engine's. Files are
+checked before MLX maps them, since a lazy read would fail much later, in the middle of a forward
+pass.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import mlx.core as mx
 
 from ..errors import CorruptWeights, UnsupportedFormat
 from ..files import ModelFiles, pickled
-from . import npz, safetensors
+from . import meta, npz, safetensors
 from .arrange import arrange
 from .npz import CONFIG_KEY
 
-__all__ = ["CONFIG_KEY", "arrange", "read_weights", "write_weights"]
+__all__ = ["CONFIG_KEY", "arrange", "read_weights", "shapes_of", "write_weights"]
 
 _FORMATS = {".npz": npz, ".safetensors": safetensors}
 
@@ -52,7 +53,18 @@ def read_weights(files: ModelFiles) -> dict[str, mx.array]:
             f"tensor {astray[0]!r}{others} is not in shard {index[astray[0]]} of "
             f"{files.folder}, where the index places it: fetch index and shards again"
         )
+    if meta.EMBEDDING in tensors:
+        return meta.normal_tensors(tensors, files.config, str(files.folder))
     return tensors
+
+
+def shapes_of(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Every tensor's name and shape in some weight files, of which only headers are read."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        if path.suffix in _FORMATS:
+            found |= _FORMATS[path.suffix].shapes(path)
+    return found
 
 
 def write_weights(

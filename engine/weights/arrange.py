@@ -97,7 +97,7 @@ def _spellings(spec: DecoderSpec, shapes: Shapes) -> Iterator[_Source]:
         module, _, kind = path.rpartition(".")
         kinds.setdefault(module, []).append(kind)
     unnamed = set(shapes)
-    for row in _rows(spec):
+    for row in rows_of(spec):
         for name, paths in _parameters(row, kinds, shapes):
             yield _source(name, paths, row, shapes)
             unnamed -= set(paths)
@@ -109,14 +109,15 @@ def _parameters(
     row: Name, kinds: Mapping[str, list[str]], shapes: Shapes
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The tensor names of a row, each with the engine parameters that it feeds."""
+    source, whole = row.source, tuple(path for path in row.targets if path in shapes)
     if row.parameter:
-        if paths := tuple(path for path in row.targets if path in shapes):
-            yield row.source, paths
-        return
+        if whole:
+            yield source, whole
+        source = source.removesuffix(".weight")  # of a packed matrix, whose parts are parameters
     modules = [module for module in row.targets if module in kinds]
     for kind in dict.fromkeys(kind for module in modules for kind in kinds[module]):
         paths = tuple(f"{m}.{kind}" for m in modules if f"{m}.{kind}" in shapes)
-        yield f"{row.source}.{kind}", paths
+        yield f"{source}.{kind}", paths
 
 
 def _source(name: str, paths: tuple[str, ...], row: Name, shapes: Shapes) -> _Source:
@@ -135,7 +136,8 @@ def _rows_axis(path: str, shape: tuple[int, ...]) -> int:
     return len(shape) - (1 if path.endswith("bias") or len(shape) == 1 else 2)
 
 
-def _rows(spec: DecoderSpec) -> Iterator[Name]:
+def rows_of(spec: DecoderSpec) -> Iterator[Name]:
+    """The rows of a decoder's table, those of blocks once for every block."""
     for row in spec.names:
         if "{i}" in row.source:
             yield from (row.at(block) for block in range(len(spec.blocks)))

@@ -67,6 +67,19 @@ def read_config(path: Path) -> dict[str, Any] | None:
     return config
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, of which headers alone are read. Raises CorruptWeights."""
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    found[name.removesuffix(".npy")] = _header(file)[1]
+    except (*_BAD_ZIP, ValueError) as cause:
+        raise _corrupt(path, cause) from None
+    return found
+
+
 def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any] | None) -> None:
     """Write all tensors, and the configuration where given, to one archive."""
     if CONFIG_KEY in tensors:

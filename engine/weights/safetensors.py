@@ -35,6 +35,13 @@ def read(path: Path) -> dict[str, mx.array]:
         raise CorruptWeights(f"MLX cannot read {path} ({' '.join(str(cause).split())})") from None
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, of which the header alone is read. Raises CorruptWeights."""
+    _check(path)
+    header, _ = _header(path)
+    return {name: tuple(e["shape"]) for name, e in header.items() if name != "__metadata__"}
+
+
 def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any] | None) -> None:
     """Write all tensors to one file. `config` has no place in this format."""
     for name, array in tensors.items():

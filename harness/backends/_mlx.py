@@ -7,8 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx import nn
 
 from engine.names import Name
+from engine.weights.quantised import Packing
 
 from ..types import CONTEXT, KEY, LOGITS, QUERY, Site
 from . import Observe, rows
@@ -107,11 +109,29 @@ def unpadded(logits: mx.array, padding: Sequence[int]) -> list[np.ndarray]:
     return [to_numpy(logits[row, pads:]) for row, pads in enumerate(padding)]
 
 
-def weights_of(module: Any) -> dict[str, mx.array]:
-    """Every parameter of an mlx module by its path."""
+def weights_of(module: Any, dtype: str) -> dict[str, mx.array]:
+    """Every parameter of an mlx module by its path; a packed matrix as it is once unpacked.
+
+    What is unpacked is rounded once, from float32 to `dtype`.
+    """
     from mlx.utils import tree_flatten
 
-    return dict(tree_flatten(module.parameters()))
+    from engine.model import DTYPES
+
+    found: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    for path, inner in module.named_modules():
+        if how := packing_of(inner):
+            parts = {part: found.pop(f"{path}.{part}") for part in how.parts}
+            found[f"{path}.weight"] = how.unpack(parts).astype(DTYPES[dtype])
+    return found
+
+
+def packing_of(module: Any) -> Packing | None:
+    """How the matrix of a module is packed, the engine's or one of mlx.nn's kind."""
+    if not isinstance(module, nn.Module) or "scales" not in module:
+        return None
+    packed: Any = module
+    return getattr(packed, "packing", None) or Packing(packed.group_size, packed.bits, packed.mode)
 
 
 def as_mlx(value: Any) -> mx.array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.errors import UnsupportedFormat
 from engine.files import ModelFiles
+from engine.weights.plain import as_original
 
 from ..types import LOGITS, Site, TokenFacts
 from . import Observe
@@ -90,6 +91,11 @@ class Shards:
             raise UnsupportedFormat(
                 f"{files.weights[0]} cannot be streamed: convert it with engine convert to "
                 ".safetensors"
+            )
+        if not as_original(files):
+            raise UnsupportedFormat(
+                f"{files.weights[0]} cannot be streamed: its tensors are not the original's, but "
+                "packed, or under other names"
             )
         self._open: Callable[..., Any] = lambda path: safe_open(path, framework=framework)
         self._home: dict[str, Any] = {}

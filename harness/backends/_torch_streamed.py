@@ -21,12 +21,12 @@ from ._streamed import EMBEDDING, Shards, before, block_of, row_slices, within
 from ._transformers import (
     configuration,
     decoder_layers,
-    dequantised,
     import_torch,
     last_norm,
     one_line,
     size_of,
     threads_for,
+    unpack_mxfp4,
 )
 
 
@@ -181,7 +181,7 @@ class StreamedTorch:
         plan = self._model._get_dtype_plan(self._rounded)
         how = LoadStateDictConfig(dtype=self._rounded, dtype_plan=plan, weight_mapping=conversions)
         convert_and_load_state_dict_in_model(
-            self._model, dequantised(self._shards.read(names)), how
+            self._model, unpack_mxfp4(self._shards.read(names)), how
         )
         empty = [name for name, value in module.named_parameters() if value.is_meta]
         tables = [f"{path}.weight" for _, path in self._tables.values()]

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from engine.files import PICKLES, ModelFiles
+from engine.weights.plain import as_original, plain_weights
 
 from ..errors import ReferenceUnavailable
 from ._lift import lifted
 
+# What mlx-lm writes into config.json of packed matrices; transformers is given them unpacked.
+PACKED = ("quantization", "quantization_config")
 SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
 
 
@@ -70,7 +73,7 @@ def load_model(files: ModelFiles, dtype: str, attention: str, allow: Collection[
     model, report = mapping[type(config)].from_pretrained(
         None,
         config=config,
-        state_dict=dequantised(_state(torch, files, allow)),
+        state_dict=unpack_mxfp4(_state(torch, files, dtype, allow)),
         output_loading_info=True,
         **common,
     )
@@ -96,21 +99,20 @@ def lift(model: Any) -> Any:
     return high
 
 
-def _state(torch: Any, files: ModelFiles, allow: Collection[str]) -> dict[str, Any]:
-    """The checkpoint as torch tensors, by its own names."""
+def _state(torch: Any, files: ModelFiles, dtype: str, allow: Collection[str]) -> dict[str, Any]:
+    """The checkpoint as torch tensors, by the names of its original: a quantised one put back."""
     if files.weights[0].suffix in PICKLES and "pickle" in allow:
         shards = [torch.load(path, map_location="cpu", weights_only=True) for path in files.weights]
         return {name: value for shard in shards for name, value in shard.items()}
-    if files.weights[0].suffix == ".safetensors":
+    if files.weights[0].suffix == ".safetensors" and as_original(files):
         from safetensors.torch import load_file
 
         return {k: v for shard in files.weights for k, v in load_file(shard).items()}
-    from engine.weights import read_weights
+    plain = plain_weights(files, dtype)
+    return {name: _to_torch(torch, array) for name, array in plain.items()}
 
-    return {name: _to_torch(torch, array) for name, array in read_weights(files).items()}
 
-
-def dequantised(state: Mapping[str, Any]) -> dict[str, Any]:
+def unpack_mxfp4(state: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint with the matrices that transformers makes of MXFP4 blocks and scales."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -135,8 +137,8 @@ def _to_torch(torch: Any, array: Any) -> Any:
 def configuration(transformers: Any, files: ModelFiles) -> Any:
     """config.json as transformers' own object. Raises ReferenceUnavailable."""
     raw = copy.deepcopy(dict(files.config))  # transformers writes into nested settings
-    if (raw.get("quantization_config") or {}).get("quant_method") == "mxfp4":
-        del raw["quantization_config"]  # see `dequantised`
+    for key in PACKED:  # it is given plain matrices
+        raw.pop(key, None)
     try:
         return transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     except Exception as error:  # validation errors of many kinds

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from engine.cache import make_cache
+from engine.decoder import Decoder
 from engine.errors import UnsupportedArchitecture
 from engine.files import ModelFiles
 from engine.generate import generate
@@ -134,14 +136,21 @@ class EngineBackend:
         return list(generate(self.model.decoder, prompt, count))
 
     def weights(self) -> Mapping[str, Any]:
-        return weights_of(self.model.decoder)
+        plain, found = self._plain, weights_of(self.model.decoder, self.dtype)
+        # Matrices of experts are parameters where they are plain, modules where they are packed.
+        return {k if k in plain else k.removesuffix(".weight"): v for k, v in found.items()}
 
     def checkpoint(self) -> None:
         return None
 
     def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
         tensors = {name: as_mlx(value) for name, value in reference.items()}
-        return arrange(tensors, self.model.spec, self.model.decoder.shapes(), "the reference")
+        return arrange(tensors, self.model.spec, self._plain, "the reference")
+
+    @cached_property
+    def _plain(self) -> dict[str, tuple[int, ...]]:
+        """Parameters of the same decoder with no matrix packed."""
+        return Decoder(self.model.spec).shapes()
 
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
         tokenizer = self.model.tokenizer

@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from engine.errors import CorruptWeights, UnsupportedArchitecture
-from engine.files import ModelFiles
+from engine.errors import CorruptWeights, InvalidConfig, UnsupportedArchitecture
+from engine.files import ModelFiles, read_json
 from engine.model import DTYPES
 from engine.runtime import use_device
 
@@ -37,6 +37,8 @@ from ._mlx import (
 from ._mlx_streamed import StreamedMLX
 from ._recording import recorded
 from ._transformers import one_line
+
+TABLES = (nn.Embedding, nn.QuantizedEmbedding)
 
 
 def load(request: Request) -> MLXLMBackend:
@@ -168,7 +170,7 @@ class MLXLMBackend:
             ) from error
 
     def weights(self) -> Mapping[str, Any]:
-        return weights_of(self.model)
+        return weights_of(self.model, self.dtype)
 
     def checkpoint(self) -> None:
         return None
@@ -196,7 +198,10 @@ class MLXLMBackend:
         from mlx_lm.tokenizer_utils import load as load_tokenizer
         from mlx_lm.utils import load_config
 
-        config = load_config(self._files.folder).get("eos_token_id")  # generation_config's first
+        known = self._files.config
+        if (self._files.folder / "config.json").is_file():
+            known = load_config(self._files.folder)  # generation_config's first
+        config = known.get("eos_token_id")
         eos = config if isinstance(config, list) or config is None else [config]
         tokenizer = load_tokenizer(self._files.folder, eos_token_ids=eos)
         return TokenFacts(
@@ -228,7 +233,7 @@ class MLXLMBackend:
             paths = [".".join(steps[: i + 1]) for i in range(len(steps))]
             return [*found, *(inner[path] for path in paths if path and path in inner)]
         named = dict(self.model.named_modules())
-        tables = [m for m in named.values() if isinstance(m, nn.Embedding)]
+        tables = [m for m in named.values() if isinstance(m, TABLES)]
         heads = [m for path, m in named.items() if path.endswith("lm_head")]
         end = {"embedding": tables[:1], "logits": heads[:1] or tables[:1]}
         return [self.model, *end.get(site.kind, [self._norm] if self._norm else [])]
@@ -237,7 +242,7 @@ class MLXLMBackend:
 @contextlib.contextmanager
 def _folder(files: ModelFiles) -> Iterator[Path]:
     """A folder as mlx-lm reads it: config.json beside model*.safetensors."""
-    plain = files.weights[0].suffix == ".safetensors"
+    plain = files.weights[0].suffix == ".safetensors" and _its_own(files)
     if plain and all(path.name.startswith("model") for path in files.weights):
         yield files.folder
         return
@@ -254,6 +259,12 @@ def _folder(files: ModelFiles) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _its_own(files: ModelFiles) -> bool:
+    """Whether the configuration is config.json as it stands, and not made of another."""
+    path = files.folder / "config.json"
+    return path.is_file() and read_json(path, InvalidConfig) == files.config
+
+
 def _cast(model: Any, dtype: mx.Dtype) -> Any:
     """Parameters at a dtype, those apart that the model itself would keep when converted."""
     from mlx.utils import tree_map_with_path
@@ -268,6 +279,6 @@ def _cast(model: Any, dtype: mx.Dtype) -> Any:
 
 
 def _embedding_rows(model: Any) -> int:
-    """Rows of the token embedding: the largest table of any nn.Embedding."""
-    tables = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    """Rows of the token embedding: the largest table of any embedding."""
+    tables = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, TABLES)]
     return max(tables, default=0)

@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.errors import EngineError
 from engine.files import ModelFiles, find_model
-from engine.weights import read_weights
+from engine.weights.plain import plain_weights
 
 from .. import environment
 from ..backends import Request
@@ -90,7 +90,7 @@ class GoldenReference:
 
     def weights(self) -> Mapping[str, Any]:
         """The model's own tensors: `find_golden` has seen that they are the recorded ones."""
-        return read_weights(self.files)
+        return plain_weights(self.files, self.dtype)
 
     def tokens(self) -> TokenFacts | None:
         return self._content.facts

@@ -42,6 +42,7 @@ def document(verdict: Verdict) -> dict[str, Any]:
                     "reason": check.reason,
                     "measures": check.measures,
                     "dtype": check.dtype,
+                    "reported": check.reported,
                 }
                 for check in verdict.checks
             ],
