@@ -198,13 +198,21 @@ def _split(
     arrays = [array.swapaxes(-1, -2) for array in arrays] if source.transpose else arrays
     array = mx.stack(arrays) if source.stacked else arrays[0]
     if len(source.targets) == 1:
-        yield source.targets[0], array
+        yield source.targets[0], _whole_rows(array)
         return
     axis, G = _rows_axis(source.targets[0], array.shape), source.groups
     array = array.reshape(*array.shape[:axis], G, -1, *array.shape[axis + 1 :])
     ends = np.cumsum([shapes[path][axis] // G for path in source.targets])[:-1]
     for path, part in zip(source.targets, mx.split(array, ends.tolist(), axis + 1), strict=True):
-        yield path, part.reshape(shapes[path])
+        yield path, _whole_rows(part.reshape(shapes[path]))
+
+
+def _whole_rows(array: mx.array) -> mx.array:
+    """Itself, or a copy where its rows are apart in memory, being every second one of another's.
+
+    `gather_mm` on CUDA (mlx 0.32.4) misreads such matrices.
+    """
+    return mx.contiguous(array, allow_col_major=True)
 
 
 def _missing(missing: list[str], extra: list[str], head: str | None, where: str) -> Exception:
