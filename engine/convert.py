@@ -26,6 +26,7 @@ COMPANIONS = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "tekken.json",
 )
 
 

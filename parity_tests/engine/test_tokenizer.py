@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from engine.errors import TokenizerMismatch
 from engine.files import ModelFiles
 from engine.tokenizer import Tokenizer, check_fits, load_tokenizer
-from engine.tokenizer_pipelines import rebuilding_class
+from engine.tokenizer.classes import rebuilding_class
 
 CORPUS = [*Path(argparse.__file__).read_text().splitlines(), "héllo wörld don't I'LL 日本語"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
