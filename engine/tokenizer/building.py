@@ -17,7 +17,7 @@ def build(raw: Mapping[str, Any]) -> Any:
     kind, vocab = settings.pop("type"), settings.pop("vocab")
     if kind == "BPE":
         pairs = settings.pop("merges")
-        merges = [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in pairs]
+        merges: list[Any] = [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in pairs]
         model = models.BPE(vocab, merges, **settings)
     else:
         model = models.Unigram([tuple(piece) for piece in vocab], **settings)

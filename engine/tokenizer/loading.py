@@ -110,7 +110,7 @@ def _ends(backend: Any, settings: Settings) -> Any:
     """What puts BOS and EOS around a text, where tokenizer_config.json asks for them."""
     from tokenizers.processors import TemplateProcessing
 
-    around: list[list[tuple[str, int]]] = []
+    around: list[list[tuple[str, Any]]] = []
     for end in ("bos", "eos"):
         text = content(settings.stated.get(f"{end}_token"))
         id = backend.token_to_id(text) if text else None

@@ -4,7 +4,7 @@
   special_tokens_map.json says wins, and added_tokens.json adds tokens; else both are passed over.
 - BOS is the tokenizer's own. EOS is what the tokenizer, config.json and generation_config.json
   say, all together; what a model type has by default is nobody's statement, and counts for nothing.
-- Chat templates: chat_template.jinja (the default one) and chat_templates/NAME.jinja; where there
+- Chat templates: chat_template.jinja (the default one) and additional_chat_templates/NAME.jinja; where there
   is neither, `chat_template` of tokenizer_config.json, which may hold several by name.
 
 Sources: PreTrainedTokenizerBase.from_pretrained and .__init__ of transformers 5.23.
@@ -22,6 +22,7 @@ from ..files import ModelFiles, read_json
 
 # In the order in which they get ids where the vocabulary has none for them.
 NAMED = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_NAMED_TEMPLATES = "additional_chat_templates"
 DEFAULT = "default"  # the name of a model's only chat template
 
 
@@ -118,7 +119,7 @@ def _template_files(folder: Path) -> dict[str, str]:
 
 
 def _named_files(folder: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted((folder / "chat_templates").glob("*.jinja")):
+    for path in sorted((folder / _NAMED_TEMPLATES).glob("*.jinja")):
         yield path.stem, _text(path)
 
 

@@ -7,7 +7,7 @@ here knows how ids are made.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from .cleanup import CleanUp
@@ -21,9 +21,7 @@ class Decodes(Protocol):
     """What a stream needs of a tokenizer."""
 
     clean_up: bool
-
-    @property
-    def special_ids(self) -> Collection[int]: ...
+    special_ids: frozenset[int]
 
     def raw_decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str: ...
 
@@ -41,7 +39,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Decodes, *, skip_special: bool = False) -> None:
         self._tokenizer, self._skip_special = tokenizer, skip_special
-        self._skipped = tokenizer.special_ids if skip_special else ()
+        self._skipped = tokenizer.special_ids if skip_special else frozenset()
         self._clean_up = CleanUp() if tokenizer.clean_up else None
         self._ids: list[int] = []  # the last ids given out whole, then the others
         self._given = 0  # how many of them were given out whole

@@ -6,7 +6,6 @@ The tokenizers library does the work. Where the files come from is the business 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from ..errors import InvalidPrompt, TokenizerMismatch
@@ -19,7 +18,8 @@ class Tokenizer:
     """Encode, decode, and the ids that begin and end a text.
 
     `vocab_size` counts the tokens, `max_id` is the highest id that text can become; added tokens
-    are in both. `templates` are the model's chat templates.
+    are in both. `added` are those, and decoding can leave out `special_ids`. `templates` are the
+    model's chat templates.
     """
 
     def __init__(
@@ -37,6 +37,9 @@ class Tokenizer:
         inserted = backend.encode("").ids  # by the post-processor, which may know ids of its own
         self.vocab_size = len(vocab)
         self.max_id = max((*vocab.values(), *inserted), default=-1)
+        added = backend.get_added_tokens_decoder().items()
+        self.added = {id: token.content for id, token in added}
+        self.special_ids = frozenset(id for id, token in added if token.special)
         self.bos_id = bos_id
         self.eos_ids = frozenset(eos_ids)
         self.templates = templates or Templates({}, {})
@@ -91,18 +94,6 @@ class Tokenizer:
     def token(self, id: int) -> str | None:
         """How the vocabulary writes an id."""
         return self._backend.id_to_token(id) if 0 <= id <= self.max_id else None
-
-    @cached_property
-    def added(self) -> dict[int, str]:
-        """The added tokens by id, special ones and others."""
-        found = self._backend.get_added_tokens_decoder().items()
-        return {id: token.content for id, token in found}
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that decoding with `skip_special` passes over."""
-        added = self._backend.get_added_tokens_decoder().items()
-        return frozenset(id for id, token in added if token.special)
 
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
         """A decoder that takes one id at a time."""

@@ -61,7 +61,11 @@ WRITTEN = (
         "contractions", "GPT-2's pattern and clean-up know them", "it's I'LL don't we 've y 'm n't"
     ),
     Text("punctuation", "clean-up takes the spaces away", "Well , yes . No ? Oh ! ' a ' b"),
-    Text("digits", "split one by one, in threes, or not at all", "1 22 333 4444 1234567.8901 x86"),
+    Text(
+        "runs of digits",
+        "split one by one, in threes, or not at all",
+        "1 22 333 4444 1234567.8901 x86",
+    ),
     Text(
         "digits of other scripts",
         "\\p{N} is more than 0-9",
@@ -101,7 +105,9 @@ WRITTEN = (
     Text(
         "no spaces", "one word for a pre-tokenizer that splits at spaces", "\u65e5\u672c\u8a9e" * 20
     ),
-    Text("code", "indentation and brackets", 'if (a[0] != b->c) {\n\t\treturn {"k": [1,2]};\n}\n'),
+    Text(
+        "brackets", "indentation and brackets", 'if (a[0] != b->c) {\n\t\treturn {"k": [1,2]};\n}\n'
+    ),
     Text("addresses", "punctuation between letters", "https://example.org/a?b=c&d=%20#e me@x.yz"),
 )
 
