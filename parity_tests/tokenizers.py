@@ -159,12 +159,13 @@ KINDS: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
 }
 _SPM = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}
 _SPM |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-# Of mistral-common: its file, our name for it, tokenizer_config.json.
-MISTRAL: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "mistral_v1": ("tokenizer.model.v1", "tokenizer.model", _SPM),
-    "mistral_v3": ("mistral_instruct_tokenizer_240323.model.v3", "tokenizer.model", _SPM),
-    "mistral_v7": ("mistral_instruct_tokenizer_241114.model.v7", "tokenizer.model", {}),
-    "tekken": ("tekken_240911.json", "tekken.json", _SPM | _FAST),
+_INSTRUCT = "mistral_instruct_tokenizer"
+# Of mistral-common: its file, our name for it, the type of its model, tokenizer_config.json.
+MISTRAL: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "mistral_v1": ("tokenizer.model.v1", "tokenizer.model", "llama", _SPM),
+    "mistral_v3": (f"{_INSTRUCT}_240323.model.v3", "tokenizer.model", "mistral", _SPM),
+    "mistral_v7": (f"{_INSTRUCT}_241114.model.v7", "tokenizer.model", "mistral", {}),
+    "tekken": ("tekken_240911.json", "tekken.json", "mistral", _SPM | _FAST),
 }
 
 
@@ -192,13 +193,13 @@ def write_kind(path: Path, name: str, tekken_tokens: int | None = None) -> Model
     if name in KINDS:
         (path / "tokenizer.json").write_text(trained(name))
         return files_of(path, tokenizer_config=KINDS[name][1])
-    source, target, settings = MISTRAL[name]
+    source, target, model_type, settings = MISTRAL[name]
     data = (mistral_data() / source).read_bytes()
     if target == "tekken.json":
         data = json.dumps(with_special_tokens(json.loads(data), tekken_tokens)).encode()
     (path / target).write_bytes(data)
     others = {"tokenizer_config": settings} if settings else {}
-    return files_of(path, {"model_type": "mistral"}, **others)
+    return files_of(path, {"model_type": model_type}, **others)
 
 
 def with_special_tokens(raw: dict[str, Any], tokens: int | None = None) -> dict[str, Any]:

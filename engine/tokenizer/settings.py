@@ -4,8 +4,8 @@
   special_tokens_map.json says wins, and added_tokens.json adds tokens; else both are passed over.
 - BOS is the tokenizer's own. EOS is what the tokenizer, config.json and generation_config.json
   say, all together; what a model type has by default is nobody's statement, and counts for nothing.
-- Chat templates: chat_template.jinja (the default one) and additional_chat_templates/NAME.jinja; where there
-  is neither, `chat_template` of tokenizer_config.json, which may hold several by name.
+- Chat templates: chat_template.jinja (the default one) and additional_chat_templates/NAME.jinja;
+  where there is neither, `chat_template` of tokenizer_config.json, which may hold several by name.
 
 Sources: PreTrainedTokenizerBase.from_pretrained and .__init__ of transformers 5.23.
 """
