@@ -170,9 +170,11 @@ def mlx_lm_side(wrapper: Any) -> Side:
     )
 
 
-def server_side(server: Any) -> Side:
+def server_side(server: Any, special: frozenset[int] = frozenset()) -> Side:
     """A running server, by whatever of /tokenize, /detokenize and /apply-template it answers
     (llama.cpp, vLLM), and by its count of prompt tokens. `server` is a ServerBackend.
+
+    `special` are ids to leave out of what is decoded, since no server is asked to.
     """
 
     def asked(path: str, body: dict[str, Any], *keys: str) -> Any:
@@ -186,7 +188,8 @@ def server_side(server: Any) -> Side:
         return Encoded(tuple(asked("/tokenize", body | flags, "tokens") or ()))
 
     def decode(ids: Ids, skip: bool) -> str:
-        return asked("/detokenize", {"tokens": list(ids)}, "content", "prompt") or ""
+        kept = [id for id in ids if not (skip and id in special)]
+        return asked("/detokenize", {"tokens": kept}, "content", "prompt") or ""
 
     def render(c: Conversation, generation: bool) -> str:
         body = {"messages": list(c.messages), "add_generation_prompt": generation}

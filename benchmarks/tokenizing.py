@@ -1,9 +1,10 @@
 """How long tokenizers take to load, and to encode, beside transformers, in one run.
 
 Loading is a fresh process each time, imports included, the sides in turn; encoding is done in one
-process, the sides in turn as well. Medians, with the smallest and largest. Usage:
+process, the sides in turn as well. Medians, with the smallest and largest. (A script called
+tokenizers.py would hide the library.) Usage:
 
-    python benchmarks/tokenizers.py [--model FOLDER_OR_NAME ...] [--runs 5]
+    python benchmarks/tokenizing.py [--model FOLDER_OR_NAME ...] [--runs 5]
 
 Without a model: the golden ones, and those that mistral-common carries where it is installed.
 """

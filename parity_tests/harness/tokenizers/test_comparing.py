@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.tokenizer import Tokenizer, load_tokenizer
 from harness.tokenizers import compare, engine_side
-from harness.tokenizers.compare import upper_bound
+from harness.tokenizers.comparing import upper_bound
 from harness.tokenizers.corpus import CONVERSATIONS, WRITTEN, fuzz, walks
 from harness.tokenizers.shrink import shrink
 from harness.tokenizers.sides import Encoded, Side
