@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadOption
+from ..probes import TEXTS
 from ..types import FAIL, PASS, SEVERITY, SKIP
 from .corpus import CONVERSATIONS, WRITTEN, Conversation, fuzz, walks
 from .questions import CHAT, QUESTIONS, SPELT, TEXT, WALK, Question
@@ -150,7 +151,8 @@ def _inputs(side: Side, count: int, seed: int) -> dict[str, list[_Input]]:
     walked = [_Input(w, f"random ids {i} of seed {seed}", True) for i, w in enumerate(drawn)]
     chats = [_Input(c, f"{c.name}: {c.reason}", False) for c in CONVERSATIONS]
     spelt = [each for each in spelt if each.value]
-    return {TEXT: texts, SPELT: spelt, WALK: [*spelt, *walked], CHAT: chats}
+    probes = [_Input(side.encode(text, True).ids, name, False) for name, text in TEXTS.items()]
+    return {TEXT: texts, SPELT: probes, WALK: [*spelt, *walked], CHAT: chats}
 
 
 def _answer(question: Question, e: Side, a: Side, inputs: Sequence[_Input]) -> Answer:

@@ -11,7 +11,7 @@ from typing import Any
 from .corpus import Conversation
 from .sides import REFUSED, Encoded, Ids, Side
 
-TEXT, SPELT, WALK, CHAT = "text", "ids of a text", "ids", "conversation"
+TEXT, SPELT, WALK, CHAT = "text", "ids of a probe", "ids", "conversation"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ QUESTIONS = (
     Question("template", "a conversation as text, byte for byte", CHAT, ("render",), _rendered),
     Question("chat", "a conversation as ids", CHAT, ("render", "encode"), _chat_ids),
 )
-# What the check of a whole comparison asks: it is about what a model is fed, and what text that is.
+# What the check of a whole comparison asks: it is about what a model is fed. Of streaming, only the
+# texts of its probes: not what no model writes.
 ASKED_OF_MODELS = (
     *(question for question in QUESTIONS if question.kind != WALK and question.name != "count"),
     Question("streaming", "the text of ids, id by id", SPELT, ("stream",), _streamed_on),
