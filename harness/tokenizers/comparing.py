@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import BadOption
@@ -142,17 +142,22 @@ def _inputs(side: Side, count: int, seed: int) -> dict[str, list[_Input]]:
     texts = [_Input(t.text, f"{t.name}: {t.reason}", False) for t in WRITTEN]
     drawn: Any = list(fuzz(count, seed, pieces, sorted(side.added.values())))
     texts += [_Input(text, f"random text {i} of seed {seed}", True) for i, text in enumerate(drawn)]
-    spelt = []
-    for each in texts[::2]:
-        with contextlib.suppress(Exception):  # a text that the reference refuses has no ids
-            spelt.append(_Input(side.encode(each.value, True).ids, each.reason, each.random))
+    spelt = list(_spelt(side, texts[::2]))
     special = sorted(side.special)
     drawn = walks(count // 2, seed, range(last + 1), special)
     walked = [_Input(w, f"random ids {i} of seed {seed}", True) for i, w in enumerate(drawn)]
     chats = [_Input(c, f"{c.name}: {c.reason}", False) for c in CONVERSATIONS]
-    spelt = [each for each in spelt if each.value]
-    probes = [_Input(side.encode(text, True).ids, name, False) for name, text in TEXTS.items()]
+    probes = list(_spelt(side, [_Input(text, name, False) for name, text in TEXTS.items()]))
     return {TEXT: texts, SPELT: probes, WALK: [*spelt, *walked], CHAT: chats}
+
+
+def _spelt(side: Side, texts: Sequence[_Input]) -> Iterator[_Input]:
+    """The ids of texts; one that the side refuses, or that has none, is left out."""
+    assert side.encode is not None
+    for each in texts:
+        with contextlib.suppress(Exception):
+            if ids := side.encode(each.value, True).ids:
+                yield replace(each, value=ids)
 
 
 def _answer(question: Question, e: Side, a: Side, inputs: Sequence[_Input]) -> Answer:
