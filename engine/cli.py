@@ -45,13 +45,13 @@ def generate(
     timing, text = Timing(), tokenizer.stream()
     for token in tokens(
         loaded.decoder,
-        tokenizer.encode(prompt),
+        tokenizer.prompt(prompt),
         max_tokens,
         stop=tokenizer.eos_ids,
         timing=timing,
     ):
         if token not in tokenizer.eos_ids:
-            print(text.add(token), end="", flush=True)
+            print(text.push(token), end="", flush=True)
     print(text.finish(), flush=True)
     print(f"prompt: {timing.prompt_tokens} tokens, {_rate(timing.prompt_rate)}", file=sys.stderr)
     print(f"decode: {timing.tokens} tokens, {_rate(timing.decode_rate)}", file=sys.stderr)

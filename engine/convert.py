@@ -32,6 +32,7 @@ COMPANIONS = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "tekken.json",
 )
 
 

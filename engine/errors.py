@@ -34,7 +34,11 @@ class TokenizerMismatch(EngineError):
 
 
 class InvalidPrompt(EngineError):
-    """The prompt is empty, or holds ids outside the vocabulary."""
+    """The prompt is empty, no text, refused by a chat template, or of ids that do not exist."""
+
+
+class InvalidTemplate(EngineError):
+    """There is no chat template, or it is broken, or runs beyond its limits."""
 
 
 class BackendUnavailable(EngineError):

@@ -21,8 +21,9 @@ from .errors import CorruptWeights, InvalidConfig, ModelNotFound, UnsupportedFor
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.npz", "*.model", "*.txt", "*.jinja")
-# Sub-folders hold other frameworks' copies; `consolidated*` is a second copy in Meta's layout.
-HUB_IGNORED = ("*/*", "consolidated*")
+# Sub-folders hold other frameworks' copies, chat templates apart; `consolidated*` is a second copy
+# in Meta's layout.
+HUB_IGNORED = (*(f"*/{pattern}" for pattern in HUB_PATTERNS[:-1]), "consolidated*")
 _NPZ_SHARD = re.compile(r"weights\.\d+\.npz")  # of early conversions of large models
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -48,6 +49,21 @@ def find_model(
     UnsupportedFormat, CorruptWeights or InvalidConfig.
     """
     name = str(model)
+    path = _path(name, revision)
+    return _folder(name, path, pickles) if path.is_dir() else _file(name, path, pickles)
+
+
+def find_tokenizer(model: str | Path, revision: str | None = None) -> ModelFiles:
+    """The files of a model without its weights, which need not be there; nor need config.json."""
+    name = str(model)
+    path = _path(name, revision)
+    folder = path if path.is_dir() else path.parent
+    config = folder / "config.json"
+    found = read_json(config, InvalidConfig) if config.is_file() else {}
+    return ModelFiles(name, folder, (), None, found)
+
+
+def _path(name: str, revision: str | None) -> Path:
     if not name.strip():
         raise ModelNotFound(
             "the model name is empty: give a folder, a file, a golden model or a Hub id"
@@ -62,7 +78,7 @@ def find_model(
             f"revision {revision!r} goes with a Hub id, and {name!r} is the local {path}: "
             "leave --revision out"
         )
-    return _folder(name, path, pickles) if path.is_dir() else _file(name, path, pickles)
+    return path
 
 
 def golden_roots() -> tuple[Path, ...]:

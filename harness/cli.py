@@ -132,6 +132,36 @@ def compare(
 
 
 @app.command()
+def tokenizer(
+    model: ModelOption,
+    candidate: Annotated[str, typer.Option(help="engine, mlx-lm or a server's URL.")] = "engine",
+    fuzz: Annotated[int, typer.Option(help="Random texts, beside the written ones.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the random texts.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the answers to this file.")] = None,
+    revision: Revision = None,
+) -> int:
+    """Compare a tokenizer with transformers': ids, offsets, decoding, streaming, chat templates."""
+    from .errors import BadOption
+    from .report.tokenizers import show, write
+    from .tokenizers.judge import judge
+    from .types import EXIT_STATUS
+
+    if json is not None and not json.parent.is_dir():
+        raise BadOption(f"--json {json}: the folder {json.parent} does not exist")
+    try:
+        with _progress() as progress:
+            findings = judge(model, candidate, fuzz, seed, revision=revision, progress=progress)
+    except Exception as error:
+        if json is not None:
+            write(model, candidate, str(error) or type(error).__name__, json)
+        raise
+    if json is not None:
+        write(model, candidate, findings, json)
+    show(model, findings, _console())
+    return EXIT_STATUS[findings.verdict]
+
+
+@app.command()
 def trace(
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="File to write.")],

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.files import ModelFiles
-from engine.tokenizer import check_fits
+from engine.tokenizer import check_fits, tokenizer_file
 from engine.weights.plain import plain_weights
 
 from .backends import Backend
@@ -105,6 +105,11 @@ class LiveReference:
 
     def tokens(self) -> TokenFacts | None:
         return self._facts
+
+    def side(self) -> Any:
+        """The twin's tokenizer, to be asked anything; None where it shows none."""
+        side = getattr(self._twin, "side", None)
+        return side() if side and self._facts else None
 
     def weights(self) -> Mapping[str, Any]:
         """By the original's names: as the twin has them, or as they stand in the file."""
@@ -206,6 +211,7 @@ class Remembered:
         self.recorded = reference.recorded
         self.more, self.weights, self.tokens = reference.more, reference.weights, reference.tokens
         self.growth = reference.growth
+        self.side = getattr(reference, "side", lambda: None)
         self._reference = reference
         self._found: dict[Hashable, Evidence | None] = {}
 
@@ -324,4 +330,4 @@ def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
 
 def has_tokenizer(files: ModelFiles) -> bool:
     """Whether the model's folder holds a tokenizer at all."""
-    return any((files.folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    return tokenizer_file(files.folder) is not None

@@ -18,6 +18,7 @@ from engine.model import load as load_model
 from engine.runtime import use_device
 from engine.weights.arrange import arrange
 
+from ..tokenizers.sides import Side, engine_side
 from ..types import CONTEXT, KEY, QUERY, Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
@@ -161,6 +162,10 @@ class EngineBackend:
             max_id=tokenizer.max_id,
             rows=self.model.spec.vocab,
         )
+
+    def side(self) -> Side:
+        """The tokenizer, to be asked anything."""
+        return engine_side(self.model.tokenizer)
 
     def locate(self, site: Site) -> str | None:
         """The code of the deepest module around a site that is the engine's own."""

@@ -21,6 +21,7 @@ from engine.model import DTYPES
 from engine.runtime import use_device
 
 from ..errors import ReferenceUnavailable
+from ..tokenizers.sides import Side, mlx_lm_side
 from ..types import Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
@@ -195,15 +196,7 @@ class MLXLMBackend:
         return fresh.sanitize(tensors) if hasattr(fresh, "sanitize") else tensors
 
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
-        from mlx_lm.tokenizer_utils import load as load_tokenizer
-        from mlx_lm.utils import load_config
-
-        known = self._files.config
-        if (self._files.folder / "config.json").is_file():
-            known = load_config(self._files.folder)  # generation_config's first
-        config = known.get("eos_token_id")
-        eos = config if isinstance(config, list) or config is None else [config]
-        tokenizer = load_tokenizer(self._files.folder, eos_token_ids=eos)
+        tokenizer = load_wrapper(self._files)
         return TokenFacts(
             ids={text: tuple(tokenizer.encode(text)) for text in texts},
             bos_id=tokenizer.bos_token_id,
@@ -211,6 +204,10 @@ class MLXLMBackend:
             max_id=max(tokenizer.get_vocab().values(), default=-1),
             rows=_embedding_rows(self.model),
         )
+
+    def side(self) -> Side:
+        """The tokenizer, to be asked anything."""
+        return mlx_lm_side(load_wrapper(self._files))
 
     def locate(self, site: Site) -> str | None:
         """The code of the deepest module around a site that is a model's own."""
@@ -237,6 +234,23 @@ class MLXLMBackend:
         heads = [m for path, m in named.items() if path.endswith("lm_head")]
         end = {"embedding": tables[:1], "logits": heads[:1] or tables[:1]}
         return [self.model, *end.get(site.kind, [self._norm] if self._norm else [])]
+
+
+def load_wrapper(files: ModelFiles) -> Any:
+    """mlx-lm's tokenizer of a model, as its own generation has it. Raises ReferenceUnavailable."""
+    try:
+        from mlx_lm.tokenizer_utils import load
+        from mlx_lm.utils import load_config
+
+        # as mlx_lm.utils.load does: generation_config.json's EOS in place of config.json's
+        there = (files.folder / "config.json").is_file()
+        config = (load_config(files.folder) if there else files.config).get("eos_token_id")
+        eos = config if isinstance(config, list) or config is None else [config]
+        return load(files.folder, eos_token_ids=eos)
+    except Exception as error:  # mlx-lm and transformers raise nearly anything here
+        raise ReferenceUnavailable(
+            f"mlx-lm cannot load the tokenizer of {files.folder}: {one_line(error)}"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from ..errors import BadCandidate, BadOption
 from ..probes import TEXT
+from ..tokenizers.sides import Side, server_side
 from . import Request
 from ._transformers import one_line
 
@@ -113,6 +114,17 @@ class ServerBackend:
         if key not in self._told:
             self._told[key] = self._ask(*key, self._route, self._model, self._logprobs)
         return self._told[key]
+
+    def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """The answer to a POST, None where the server does not know the question."""
+        try:
+            return self._send("POST", path, body | ({"model": self._model} if self._model else {}))
+        except _Refused:
+            return None
+
+    def side(self) -> Side:
+        """Its tokenizer, as far as it shows it."""
+        return server_side(self)
 
     def forward(self, *_: Any, **__: Any) -> NoReturn:
         raise BadCandidate(f"candidate {self.name}: {_NO_ARRAYS}, and this needs them")

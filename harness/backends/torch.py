@@ -16,6 +16,7 @@ import numpy as np
 from engine.errors import BackendUnavailable
 
 from ..errors import ReferenceUnavailable
+from ..tokenizers.sides import Side, transformers_side
 from ..types import LOGITS, Site, TokenFacts
 from . import Observe, Request
 from ._code import code_of
@@ -194,6 +195,10 @@ class TorchBackend:
         rows = self._model.get_input_embeddings().weight.shape[0]
         return token_facts(self._files, texts, rows, trusted=self._trusted)
 
+    def side(self) -> Side:
+        """The tokenizer, to be asked anything."""
+        return tokenizer_side(self._files, trusted=self._trusted)
+
     def locate(self, site: Site) -> str | None:
         module = dict(self._model.named_modules()).get(site.path)
         return None if module is None else code_of(type(module).forward, type(module).__name__)
@@ -223,15 +228,7 @@ def token_facts(
     files: Any, texts: Sequence[str], rows: int, *, trusted: bool = False
 ) -> TokenFacts:
     """What transformers' tokenizer of a model does. Raises ReferenceUnavailable."""
-    _, transformers = import_torch()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(files.folder), local_files_only=True, trust_remote_code=trusted
-        )
-    except Exception as error:  # transformers raises nearly anything here
-        raise ReferenceUnavailable(
-            f"transformers cannot load the tokenizer of {files.folder}: {one_line(error)}"
-        ) from None
+    tokenizer = load_tokenizer(files, trusted=trusted)
     return TokenFacts(
         ids={text: tuple(tokenizer(text)["input_ids"]) for text in texts},
         bos_id=tokenizer.bos_token_id,
@@ -239,6 +236,25 @@ def token_facts(
         max_id=max(tokenizer.get_vocab().values(), default=-1),
         rows=rows,
     )
+
+
+def tokenizer_side(files: Any, *, trusted: bool = False) -> Side:
+    """The same tokenizer, to be asked anything."""
+    tokenizer = load_tokenizer(files, trusted=trusted)
+    return transformers_side(tokenizer, _eos_ids(tokenizer, files))
+
+
+def load_tokenizer(files: Any, *, trusted: bool = False) -> Any:
+    """transformers' tokenizer of a model. Raises ReferenceUnavailable."""
+    _, transformers = import_torch()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            str(files.folder), local_files_only=True, trust_remote_code=trusted
+        )
+    except Exception as error:  # transformers raises nearly anything here
+        raise ReferenceUnavailable(
+            f"transformers cannot load the tokenizer of {files.folder}: {one_line(error)}"
+        ) from None
 
 
 def _eos_ids(tokenizer: Any, files: Any) -> tuple[int, ...]:

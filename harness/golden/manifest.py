@@ -28,7 +28,7 @@ SCHEMA = "harness.manifest/1"
 TEXTS = ("file", "sha256", "model", "weights", "dtype", "reference")
 MORE_TEXTS = ("config", "tokenizer", "python", "platform", "command", "date", "source")
 TABLES = ("device", "packages")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """A SentencePiece tokenizer.model in the spelling of a tokenizer.json.
 
 transformers 5 converts the file and runs it through the tokenizers library, which splits some
-texts differently from SentencePiece itself (one that begins with spaces, for instance). So does
-this module, with neither sentencepiece nor protobuf: of the protocol buffer
-(sentencepiece/src/sentencepiece_model.proto) it reads the few fields it needs.
+texts differently from SentencePiece itself (one that begins with spaces, for instance). What the
+original does is what counts, so does this module, with neither sentencepiece nor protobuf: of the
+protocol buffer (sentencepiece/src/sentencepiece_model.proto) it reads the few fields it needs.
 Sources: SentencePieceExtractor, SpmConverter and generate_merges of transformers 5.23.
 """
 
@@ -12,18 +12,37 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .building import build
+from .classes import rebuilding_class, rebuilt, with_defaults
+from .settings import Settings
+
 _UNIGRAM = 1  # TrainerSpec.ModelType
 _CONTROL, _USER_DEFINED = 3, 4  # ModelProto.SentencePiece.Type
+
+
+def read_sentencepiece(path: Path, settings: Settings) -> tuple[Any, Settings]:
+    """The `tokenizers.Tokenizer` of a file, and the settings with what class and file add to them.
+
+    Raises ValueError when the file is not a SentencePiece model.
+    """
+    kind = rebuilding_class(False, settings)
+    raw, named = as_json(path, rebuilt=kind is not None)
+    own = {each["id"]: each for each in raw["added_tokens"]}
+    settings = replace(settings, added=own | {**settings.older, **(settings.added or {})})
+    settings = with_defaults(kind, settings)
+    if kind is None:
+        settings = replace(settings, stated={**named, **settings.stated})
+    return build(raw if kind is None else rebuilt(kind, raw, settings)), settings
 
 
 def as_json(path: Path, *, rebuilt: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """tokenizer.json of a tokenizer.model, and its special tokens by name.
 
     `rebuilt`: a tokenizer class will replace the pipeline, and takes any vocabulary for BPE.
-    Raises ValueError when the file is not a SentencePiece model.
     """
     proto = _fields(path.read_bytes())
     trainer, normalizer = (_fields(proto.get(key, [b""])[-1]) for key in (2, 3))
@@ -71,33 +90,17 @@ def as_json(path: Path, *, rebuilt: bool) -> tuple[dict[str, Any], dict[str, str
     return raw, named
 
 
-def template(settings: Mapping[str, Any], ends: list[tuple[str, int | None]]) -> tuple[list, list]:
-    """What to put around a text by tokenizer_config.json: the template, and its special tokens.
-
-    `ends` are BOS and EOS with their ids.
-    """
-    bos, eos = (
-        [end] if settings.get(flag) and end[1] is not None else []
-        for flag, end in zip(("add_bos_token", "add_eos_token"), ends, strict=True)
-    )
-    return [text for text, _ in bos] + ["$A"] + [text for text, _ in eos], bos + eos
-
-
 def _piece(fields: Mapping[int, list[Any]]) -> tuple[str, float, int]:
     (score,) = struct.unpack("<f", fields.get(2, [bytes(4)])[-1])
     return fields.get(1, [b""])[-1].decode(), score, fields.get(3, [1])[-1]
 
 
 def _merges(vocab: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """Every way to make a piece of two others, in the order BPE is to try them."""
-    found = []
-    for whole, rank in vocab.items():
-        splits = ((whole[:cut], whole[cut:]) for cut in range(1, len(whole)))
-        local = [(a, b) for a, b in splits if a in vocab and b in vocab]
-        local.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-        found += [(rank, len(a), len(b), a, b) for a, b in local]
-    found.sort(key=lambda each: each[:3])
-    return ((a, b) for *_, a, b in found)
+    """Every way to make a piece of two others: in the order of ids, the shorter beginning first."""
+    for whole in vocab:
+        for cut in range(1, len(whole)):
+            if whole[:cut] in vocab and whole[cut:] in vocab:
+                yield whole[:cut], whole[cut:]
 
 
 def _added(id: int, text: str, special: bool) -> dict[str, Any]:

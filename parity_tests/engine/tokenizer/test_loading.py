@@ -1,118 +1,31 @@
-"""Token ids as transformers gives them, and text that comes back piece by piece."""
+"""Token ids as transformers gives them, from every format, and from every configuration file."""
 
 from __future__ import annotations
 
-import argparse
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models, processors
 
-from engine.errors import TokenizerMismatch
+from engine.errors import InvalidPrompt, TokenizerMismatch
 from engine.files import ModelFiles
 from engine.tokenizer import Tokenizer, check_fits, load_tokenizer
-from engine.tokenizer_pipelines import rebuilding_class
+from engine.tokenizer.classes import rebuilding_class
+from engine.tokenizer.settings import read_settings
+from parity_tests.tokenizers import files_of, sentencepiece_model, trained
 
-CORPUS = [*Path(argparse.__file__).read_text().splitlines(), "héllo wörld don't I'LL 日本語"]
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TEXTS = [
     "",
     "Hello world",
     "  leading,\n\n    newlines\tand tabs ",
     "def f(self, x=1234):\n    return f'{x}'",
     "héé 日本語 😀 e\u0301",
-    "don't I'LL ▁ x<bos>y <s> z <|endoftext|>foo <mask> <extra>",
+    "don't I'LL ▁ x<bos>y <s> z <|endoftext|>foo <mask> <extra> <late> </s>",
 ]
-
-
-def byte_level() -> Backend:
-    """As llama 3: byte-level BPE, BOS by template."""
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|bos|>", "<|endoftext|>"]
-    backend.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    return with_bos(backend, "<|bos|>")
-
-
-def unigram() -> Backend:
-    """SentencePiece-style, with byte fallback."""
-    backend = Backend(models.Unigram())
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    backend.train_from_iterator(
-        CORPUS,
-        trainers.UnigramTrainer(
-            vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
-        ),
-    )
-    raw = json.loads(backend.to_str())
-    raw["model"]["vocab"] += [[byte, -20.0] for byte in BYTES]
-    raw["model"]["byte_fallback"] = True
-    backend = Backend.from_str(json.dumps(raw))
-    backend.decoder = spaces_and_bytes(decoders.Strip(" ", 1, 0))
-    return with_bos(backend, "<bos>")
-
-
-def gemma_like() -> Backend:
-    """As gemma: BPE over ▁, with byte fallback and no space in front."""
-    backend = Backend(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Replace(" ", "▁")
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *BYTES]
-    backend.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False),
-    )
-    backend.decoder = spaces_and_bytes()
-    return with_bos(backend, "<bos>")
-
-
-def metaspace() -> Backend:
-    """Unigram whose decoder is Metaspace itself."""
-    backend = unigram()
-    backend.decoder = decoders.Metaspace()
-    return backend
-
-
-def spaces_and_bytes(*more: Any) -> Any:
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *more]
-    return decoders.Sequence(steps)
-
-
-def with_bos(backend: Backend, bos: str) -> Backend:
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, backend.token_to_id(bos))]
-    )
-    return backend
-
-
-KINDS: dict[str, Callable[[], Backend]] = {
-    "byte_level": byte_level,
-    "unigram": unigram,
-    "gemma_like": gemma_like,
-    "metaspace": metaspace,
-}
-_trained: dict[str, str] = {}
-
-
-def trained(kind: str) -> str:
-    """The tokenizer.json of a kind, trained once."""
-    if kind not in _trained:
-        _trained[kind] = KINDS[kind]().to_str()
-    return _trained[kind]
 
 
 def folder(
@@ -123,17 +36,12 @@ def folder(
     **settings: Any,
 ) -> ModelFiles:
     """A model's folder with everything but weights."""
-    config = {"model_type": "llama", **(config or {})}
     if isinstance(tokenizer, bytes):
         (path / "tokenizer.model").write_bytes(tokenizer)
     elif tokenizer is not None:
         (path / "tokenizer.json").write_text(tokenizer)
-    (path / "config.json").write_text(json.dumps(config))
-    if settings:
-        (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    if generation is not None:
-        (path / "generation_config.json").write_text(json.dumps(generation))
-    return ModelFiles(str(path), path, (), None, config)
+    others = {"tokenizer_config": settings or None, "generation_config": generation}
+    return files_of(path, config, **{k: v for k, v in others.items() if v is not None})
 
 
 def assert_as_transformers(files: ModelFiles) -> None:
@@ -173,6 +81,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 MODEL_TYPES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2"]
 CLASSES = [None, "PreTrainedTokenizerFast"]
 CLASSES += ["LlamaTokenizerFast", "GemmaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer"]
+MORE_CLASSES = ["CohereTokenizer", "GPTNeoXTokenizer", "Qwen3_5Tokenizer"]
 
 
 class TestAgainstTransformers:
@@ -185,7 +94,7 @@ class TestAgainstTransformers:
             path.mkdir()
             stated = {**named, **({"tokenizer_class": name} if name else {})}
             files = folder(path, trained(kind), {"model_type": model_type}, **stated)
-            if lacks_unknown(kind, model_type, stated):
+            if lacks_unknown(files):
                 with pytest.raises(TokenizerMismatch, match="<unk>"):
                     load_tokenizer(files).encode("☃")
             else:
@@ -215,95 +124,95 @@ class TestAgainstTransformers:
         assert_as_transformers(folder(tmp_path, backend.to_str()))
 
 
-def lacks_unknown(kind: str, model_type: str, stated: dict[str, Any]) -> bool:
+def lacks_unknown(files: ModelFiles) -> bool:
     """Whether the rebuilt tokenizer needs an unknown token that the vocabulary does not have."""
-    raw = json.loads(trained(kind))
-    rebuilt = rebuilding_class(raw, stated, {"model_type": model_type})
-    return rebuilt == "GemmaTokenizer" and "<unk>" not in json.dumps(raw["model"]["vocab"])
+    raw = (files.folder / "tokenizer.json").read_text()
+    rebuilt = rebuilding_class('"ByteLevel"' in raw, read_settings(files))
+    return rebuilt == "GemmaTokenizer" and "<unk>" not in json.dumps(json.loads(raw)["model"])
 
 
-def sentencepiece_model(model_type: str, prefix: bool) -> bytes:
-    trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
-    model = io.BytesIO()
-    trainer.train(
-        sentence_iterator=iter(filter(str.strip, CORPUS)),
-        model_writer=model,
-        vocab_size=600,
-        model_type=model_type,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=prefix,
-        user_defined_symbols=["<extra>"],
-        minloglevel=5,
-    )
-    return model.getvalue()
+OLDER: dict[str, dict[str, dict[str, Any]]] = {
+    "special_tokens_map wins": {
+        "tokenizer_config": {"eos_token": "<x>", "unk_token": "<unk>"},
+        "special_tokens_map": {
+            "eos_token": {"content": "</s>", "lstrip": True, "normalized": False},
+            "bos_token": "<s>",
+            "additional_special_tokens": ["<late>"],
+        },
+    },
+    "added_tokens_decoder passes older files over": {
+        "tokenizer_config": {
+            "eos_token": "</s>",
+            "added_tokens_decoder": {"9": {"content": "argument", **OBJECT, "special": False}},
+        },
+        "special_tokens_map": {"eos_token": "<x>"},
+        "added_tokens": {"<late>": 900},
+    },
+    "added_tokens.json": {
+        "tokenizer_config": {"eos_token": "</s>"},
+        "added_tokens": {"<late>": 901, "<mask>": 900, "</s>": 902},
+    },
+    "extra ones of both": {
+        "tokenizer_config": {"additional_special_tokens": ["<mask>"], "image_token": "<image>"},
+        "special_tokens_map": {"extra_special_tokens": ["<late>", "<mask>"]},
+    },
+    "a named one that is no special token by itself": {
+        "tokenizer_config": {
+            "mask_token": {"__type": "AddedToken", "content": "<mask>", **OBJECT, "lstrip": True},
+            "extra_special_tokens": {"audio_token": "<late>"},
+        },
+    },
+    "special tokens are split": {
+        "tokenizer_config": {"split_special_tokens": True, "eos_token": "<late>"},
+    },
+}
 
 
-class TestStreaming:
-    @pytest.mark.parametrize("skip_special", [False, True])
-    @pytest.mark.parametrize("kind", KINDS)
-    @settings(deadline=None, max_examples=40)
-    @given(data=st.data())
-    def test_pieces_are_the_whole(self, kind, skip_special, data):
-        backend = Backend.from_str(trained(kind))
-        tokenizer = Tokenizer(backend, None, ())
-        one = st.integers(0, tokenizer.max_id + 2)
-        texts = st.text("a ▁é日😀\ufffd\n", max_size=8).map(tokenizer.encode)
-        ids = data.draw(st.lists(one | st.sampled_from(range(8))) | texts)
-        stream = tokenizer.stream(skip_special=skip_special)
-        pieces = [stream.add(id) for id in ids] + [stream.finish()]
-        assert "".join(pieces) == tokenizer.decode(ids, skip_special=skip_special)
+class TestSettings:
+    @pytest.mark.parametrize("kind", ["byte_level", "gemma_like"])
+    @pytest.mark.parametrize("case", OLDER)
+    def test_precedence_of_the_files(self, tmp_path, case, kind):
+        (tmp_path / "tokenizer.json").write_text(trained(kind))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        assert_as_transformers(files_of(tmp_path, config, **OLDER[case]))
 
-    def test_a_character_comes_whole_and_at_once(self):
-        tokenizer = Tokenizer(Backend.from_str(trained("byte_level")), None, ())
-        ids = tokenizer.encode("a😀b", special=False)
-        assert len(ids) == 6
-        stream = tokenizer.stream()
-        assert [stream.add(id) for id in ids] == ["a", "", "", "", "😀", "b"]
-        assert stream.finish() == ""
+    @pytest.mark.parametrize("kind", ["byte_level", "gemma_like"])
+    @pytest.mark.parametrize("name", MORE_CLASSES)
+    def test_other_classes(self, tmp_path, name, kind):
+        assert_as_transformers(folder(tmp_path, trained(kind), tokenizer_class=name))
 
-    def test_bytes_wait_for_the_end_of_their_run(self):
-        tokenizer = Tokenizer(Backend.from_str(trained("gemma_like")), None, ())
-        ids = tokenizer.encode("a☃b", special=False)
-        stream = tokenizer.stream()
-        assert [stream.add(id) for id in ids] == ["a", "", "", "", "☃b"]
-        ids = [tokenizer.encode("a", special=False)[0], BYTES.index("<0xE2>") + 5]
-        stream = tokenizer.stream()
-        assert [stream.add(id) for id in ids] == ["a", ""]
-        assert stream.finish() == "\ufffd"
+    def test_a_number_of_a_file_that_is_none_is_no_id(self, tmp_path):
+        files = folder(tmp_path, trained("byte_level"), {"eos_token_id": [True, -1, "3", 4.0, 5]})
+        assert load_tokenizer(files).eos_ids == {5}
 
-    def test_a_token_without_text_does_not_end_a_run(self):
-        backend = Backend.from_str(trained("unigram"))
-        tokenizer = Tokenizer(backend, None, ())
-        ids = [backend.token_to_id(token) for token in ("<0xC3>", "<0xA9>", "<bos>", "<0xFF>")]
-        stream = tokenizer.stream(skip_special=True)
-        assert [stream.add(id) for id in ids] == ["", "", "", ""]
-        assert stream.finish() == "\ufffd" * 3 == tokenizer.decode(ids, skip_special=True)
+    def test_a_name_without_a_token_names_no_id(self):
+        """Else EOS would be whatever is unknown."""
+        backend = Backend.from_str(trained("gemma_like"))
+        assert Tokenizer(backend, None, ()).eos_ids == frozenset()
 
-    def test_words_keep_their_spaces(self):
-        for kind in KINDS:
-            tokenizer = Tokenizer(Backend.from_str(trained(kind)), None, ())
-            text = "the parser adds  an argument "
-            stream = tokenizer.stream(skip_special=True)
-            pieces = [stream.add(id) for id in tokenizer.encode(text)]
-            assert "".join(pieces) + stream.finish() == text
-            assert sum(map(bool, pieces)) > 5
+    def test_sets_of_ids_are_nobodys_to_change(self, tmp_path):
+        tokenizer = load_tokenizer(folder(tmp_path, trained("byte_level")))
+        assert isinstance(tokenizer.eos_ids, frozenset)
 
-    def test_work_per_token_does_not_grow(self):
-        tokenizer = Tokenizer(Backend.from_str(trained("byte_level")), None, ())
-        longest = 0
 
-        def decode(ids: list[int]) -> str:
-            nonlocal longest
-            longest = max(longest, len(ids))
-            return tokenizer.decode(ids)
+class TestPrompt:
+    @pytest.mark.parametrize("kind", ["byte_level", "gemma_like", "unigram"])
+    def test_bos_is_there_once(self, tmp_path, kind):
+        bos = "<|bos|>" if kind == "byte_level" else "<bos>"
+        stated = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos}
+        tokenizer = load_tokenizer(folder(tmp_path, trained(kind), **stated))
+        for text in ("x", "", f"{bos}x", bos):
+            assert tokenizer.prompt(text).count(tokenizer.bos_id) == 1
+        assert tokenizer.prompt(f"{bos}x") == tokenizer.encode(f"{bos}x", special=False)
+        assert tokenizer.encode(f"{bos}x").count(tokenizer.bos_id) == 2  # as transformers has it
+        assert tokenizer.prompt(f"x{bos}") == tokenizer.encode(f"x{bos}")
 
-        stream = tokenizer.stream()
-        stream._decode = decode
-        for id in tokenizer.encode("argument " * 300):
-            stream.add(id)
-        assert longest < 20
+    def test_where_nothing_adds_bos_none_is_added(self, tmp_path):
+        raw = json.loads(trained("byte_level")) | {"post_processor": None}
+        stated = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|bos|>"}
+        tokenizer = load_tokenizer(folder(tmp_path, json.dumps(raw), **stated))
+        assert tokenizer.bos_id not in tokenizer.prompt("x")
+        assert tokenizer.prompt("<|bos|>x").count(tokenizer.bos_id) == 1
 
 
 class TestSpecialIds:
@@ -318,12 +227,12 @@ class TestSpecialIds:
         )
         tokenizer = load_tokenizer(files)
         assert tokenizer.eos_ids == {1, 7, 8, 107}
-        assert tokenizer.bos_id == 2
+        assert tokenizer.bos_id == 2  # the tokenizer's own, whatever config.json says
 
     def test_config_alone(self, tmp_path):
         config = {"bos_token_id": 0, "eos_token_id": [1, 5]}
         tokenizer = load_tokenizer(folder(tmp_path, trained("byte_level"), config))
-        assert (tokenizer.bos_id, tokenizer.eos_ids) == (0, {1, 5})
+        assert (tokenizer.bos_id, tokenizer.eos_ids) == (None, {1, 5})
 
     def test_nothing_at_all(self, tmp_path):
         tokenizer = load_tokenizer(folder(tmp_path, trained("byte_level")))
@@ -376,13 +285,24 @@ class TestBadInput:
         assert repr("ab\nc") in text
         assert "token ids" in text
 
+    def test_half_a_surrogate_pair(self, tmp_path):
+        tokenizer = load_tokenizer(folder(tmp_path, trained("byte_level")))
+        with pytest.raises(InvalidPrompt, match=r"U\+D83D, at character 1"):
+            tokenizer.encode("a\ud83db")
+
+    @pytest.mark.parametrize("content", [b"{}", b"[1]", b'{"config": {}, "vocab": 3}', b"x"])
+    def test_an_unreadable_tekken(self, tmp_path, content):
+        (tmp_path / "tekken.json").write_bytes(content)
+        text = message(lambda: load_tokenizer(files_of(tmp_path)))
+        assert str(tmp_path / "tekken.json") in text and "again" in text
+
 
 class TestFits:
     def test_spare_rows_are_normal(self):
         tokenizer = Tokenizer(Backend.from_str(trained("byte_level")), None, ())
         assert tokenizer.max_id == tokenizer.vocab_size - 1 == 399
         check_fits(tokenizer.max_id, 400, "m")
-        check_fits(tokenizer.max_id, 512, "m")
+        check_fits(tokenizer.max_id, 800, "m")
 
     def test_an_id_without_a_row(self):
         tokenizer = Tokenizer(Backend.from_str(trained("byte_level")), None, ())
@@ -400,3 +320,7 @@ class TestFits:
             single="<odd> $A", special_tokens=[("<odd>", 900)]
         )
         assert Tokenizer(backend, None, ()).max_id == 900
+
+    def test_missing_ids(self):
+        text = message(lambda: check_fits(399, 801, "some/folder"))
+        assert "id 399" in text and "801 rows" in text and "from 400 are missing" in text
