@@ -51,6 +51,14 @@ def load_streamed(request: Request) -> StreamedMLX:
     )
 
 
+def families() -> frozenset[str]:
+    """The model types it has: its files that hold a model, and those it reads by another's file."""
+    utils = _utils()
+    folder = Path(utils.__file__).with_name("models")
+    files = {p.stem for p in folder.glob("*.py") if "\nclass Model(" in p.read_text("utf-8")}
+    return frozenset(files | {name for name, to in utils.MODEL_REMAPPING.items() if to in files})
+
+
 class MLXLMBackend:
     """`mlx_lm.utils.load_model` at one dtype."""
 
@@ -60,19 +68,12 @@ class MLXLMBackend:
     def __init__(self, files: ModelFiles, dtype: str, device: str, lazy: bool = False) -> None:
         """`lazy` leaves every array to be read when it is used first."""
         self.limits: Mapping[str, str] = {}
-        try:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            import mlx_lm.utils
-        except ImportError as error:
-            raise ReferenceUnavailable(
-                f"backend mlx-lm needs {error.name}, which is not installed: "
-                "pip install 'mlx-parity[reference]'"
-            ) from None
+        utils = _utils()
         self._files, self.dtype, self.device = files, dtype, device
-        self._classes = mlx_lm.utils._get_classes
+        self._classes = utils._get_classes
         with _folder(files) as folder:
             try:
-                self.model, _ = mlx_lm.utils.load_model(folder, lazy)
+                self.model, _ = utils.load_model(folder, lazy)
             except Exception as error:  # mlx-lm raises nearly anything for a model it cannot load
                 reason = one_line(error)
                 kind = UnsupportedArchitecture if "not supported" in reason else CorruptWeights
@@ -232,6 +233,19 @@ class MLXLMBackend:
         heads = [m for path, m in named.items() if path.endswith("lm_head")]
         end = {"embedding": tables[:1], "logits": heads[:1] or tables[:1]}
         return [self.model, *end.get(site.kind, [self._norm] if self._norm else [])]
+
+
+def _utils() -> Any:
+    """mlx_lm.utils. Raises ReferenceUnavailable where it is missing."""
+    try:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import mlx_lm.utils
+    except ImportError as error:
+        raise ReferenceUnavailable(
+            f"backend mlx-lm needs {error.name}, which is not installed: "
+            "pip install 'mlx-parity[reference]'"
+        ) from None
+    return mlx_lm.utils
 
 
 @contextlib.contextmanager
