@@ -1,9 +1,9 @@
 """What no rule can tell of a family, as data: `recipes.toml`, a few reviewed lines each.
 
 A table named after a family may hold `settings` (for its configuration class, over those of the
-rule), `also` (keys that config.json files on the Hub have in the old spelling and that transformers
-reads, beside or in place of those it would write), `without` (variants that mean nothing there),
-`left_out` (why nothing is attempted), and `why`.
+rule), `also` (keys of config.json files on the Hub that transformers does not write, for the old
+spelling; "null" is JSON's), `rotary` (old names of rotary settings, see `spelling.ROTARY`),
+`without` (variants that mean nothing there), `left_out` (why nothing is attempted), and `why`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Recipe:
     why: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, Any] = field(default_factory=dict)
+    rotary: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     left_out: str | None = None
 

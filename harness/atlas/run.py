@@ -93,7 +93,7 @@ def _judged_in_both(
 ) -> Iterator[Row]:
     count = sum(math.prod(shape) for shape in parameters(config).values())
     files = {NEW: written(config)}
-    older = spelling.old(files[NEW], recipe_of(family).also)
+    older = spelling.old(files[NEW], recipe_of(family))
     if older is not None and spelling.same_meaning(files[NEW], older):
         files[OLD] = older
         if variant not in ONCE:

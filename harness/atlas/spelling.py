@@ -7,49 +7,52 @@ old spelling of that model.
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from ..backends._transformers import import_torch
+from ..backends._transformers import import_torch, parsed
+from .recipes import Recipe
 
-LAYERED = ("full_attention", "sliding_attention")
+ROTARY = {
+    "rope_theta": "rope_theta",
+    "partial_rotary_factor": "partial_rotary_factor",
+    "full_attention.rope_theta": "rope_theta",
+    "sliding_attention.rope_theta": "rope_local_base_freq",
+}
 
 
-def old(config: Mapping[str, Any], also: Mapping[str, Any]) -> dict[str, Any] | None:
-    """`rope_theta` and `rope_scaling` at top level, settings under the family's own names.
+def old(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
+    """Rotary settings at top level; None where nothing is spelled otherwise, or where a setting
+    had no name that is known.
 
-    `also` are further keys that old files have; an empty text there takes a key away. None where
-    nothing is spelled otherwise, or where bases by kind of layer have no names that are known.
+    ROTARY and the recipe say what settings were called. Of two names that a configuration class
+    has for one setting, files had either: both are written.
     """
     found = copy.deepcopy(dict(config))
     rope = found.pop("rope_parameters", None) or {}
-    if set(rope) == set(LAYERED):
-        found["rope_local_base_freq"] = rope["sliding_attention"].get("rope_theta")
-        rope = rope["full_attention"]
-    elif any(isinstance(value, dict) for value in rope.values()):
-        if not also:
+    layered = any(isinstance(value, dict) for value in rope.values())
+    names = {**ROTARY, **recipe.rotary}
+    for where, name in names.items():
+        part, _, key = where.rpartition(".")
+        if bool(part) == layered and key in (settings := rope.get(part, {}) if part else rope):
+            found[name] = settings.pop(key)
+    scaling = rope.get("full_attention", {}) if layered else rope
+    for part in rope.values() if layered else ():
+        if part is not scaling and set(part) - {"rope_type"}:
             return None
-        rope = {}
-    if "dtype" in found:
-        found["torch_dtype"] = found.pop("dtype")
-    rope = dict(rope)
-    for key in ("rope_theta", "partial_rotary_factor"):
-        if key in rope:
-            found[key] = rope.pop(key)
-    kind = rope.pop("rope_type", "default")
-    if kind != "default":
-        found["rope_scaling"] = {"rope_type": kind, **rope}
-    for alias, name in _own_names(config["model_type"]).items():
+    kind = scaling.pop("rope_type", None)
+    if kind is not None:
+        found["rope_scaling"] = None if kind == "default" else {"rope_type": kind, **scaling}
+    for alias, name in _class(config["model_type"]).attribute_map.items():
         if name in found:
-            found[alias] = found.pop(name)
-    for key, value in also.items():
+            found.setdefault(alias, found[name])
+    found.update({k: None if value == "null" else value for k, value in recipe.also.items()})
+    for key in ("dtype", "transformers_version"):
         found.pop(key, None)
-        if value != "":
-            found[key] = value
-    found.pop("transformers_version", None)
-    plain = {k: v for k, v in config.items() if k not in ("transformers_version", "dtype")}
-    return None if {k: v for k, v in found.items() if k != "torch_dtype"} == plain else found
+    if "dtype" in config:
+        found["torch_dtype"] = config["dtype"]
+    known = ("dtype", "torch_dtype", "transformers_version")
+    return None if _without(found, known) == _without(config, known) else found
 
 
 def same_meaning(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -57,24 +60,21 @@ def same_meaning(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return _meaning(one) == _meaning(other)
 
 
-def _own_names(family: str) -> dict[str, str]:
-    """Fields that a class declares under one name and writes under another, common one."""
+def _class(family: str) -> Any:
     _, transformers = import_torch()
-    kind = transformers.CONFIG_MAPPING[family]
-    declared = {field.name for field in dataclasses.fields(kind)}
-    return {alias: name for alias, name in kind.attribute_map.items() if alias in declared}
+    return transformers.CONFIG_MAPPING[family]
+
+
+def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
 
 
 def _meaning(config: Mapping[str, Any]) -> Any:
-    _, transformers = import_torch()
-    raw = copy.deepcopy(dict(config))
     try:
-        parsed = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw).to_dict()
+        known = parsed(config).to_dict()
+        # What a file says beside the fields of the class is kept, and read by nobody.
+        fields = set(_class(config["model_type"])().to_dict())
     except Exception as error:  # as many kinds as there are configurations
         return error
-    known = set(parsed)
-    for key in ("transformers_version", "dtype", "torch_dtype", "architectures", "rope_scaling"):
-        parsed.pop(key, None)
-    # What a file says beside the fields of the class is kept, and read by nobody.
-    fields = set(transformers.CONFIG_MAPPING[config["model_type"]]().to_dict()) & known
-    return {key: value for key, value in parsed.items() if key in fields}
+    said = {"transformers_version", "dtype", "torch_dtype", "architectures", "rope_scaling"}
+    return {key: value for key, value in known.items() if key in fields - said}

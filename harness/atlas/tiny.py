@@ -24,12 +24,12 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # Hidden width no square, head width no hidden / heads, epsilon and rotary base no family's default.
 # 512 tokens are longer than every probe that does not come from a window.
 SIZES: dict[str, Any] = {
-    "hidden_size": 72, "d_model": 72, "n_embd": 72,
-    "intermediate_size": 84, "ffn_hidden_size": 84, "intermediate_size_mlp": 92,
+    "hidden_size": 96, "d_model": 96, "n_embd": 96,
+    "intermediate_size": 116, "ffn_hidden_size": 116, "intermediate_size_mlp": 108,
     "moe_intermediate_size": 44, "expert_ffn_hidden_size": 44,
     "shared_intermediate_size": 52, "shared_expert_intermediate_size": 52,
     "moe_shared_expert_intermediate_size": 52,
-    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_key_value_heads": 2, "head_dim": 24,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
     "vocab_size": 131, "vocab_size_per_layer_input": 131, "hidden_size_per_layer_input": 12,
     "max_position_embeddings": 512, "n_positions": 512, "max_seq_len": 512,
     "sliding_window": 512, "attention_window_size": 512, "attention_chunk_size": 512,
@@ -43,9 +43,9 @@ SIZES: dict[str, Any] = {
     "first_k_dense_replace": 1, "num_dense_layers": 1, "moe_layer_start_index": 1,
     "q_lora_rank": 28, "kv_lora_rank": 20, "qk_rope_head_dim": 8, "qk_nope_head_dim": 14,
     "v_head_dim": 18, "index_topk": 16, "index_head_dim": 16, "index_n_heads": 2,
-    "mamba_d_state": 8, "mamba_n_heads": 6, "mamba_d_ssm": 144, "mamba_n_groups": 2,
+    "mamba_d_state": 8, "mamba_n_heads": 6, "mamba_d_ssm": 192, "mamba_n_groups": 2,
     "mamba_chunk_size": 16, "state_size": 8, "num_heads": 6, "n_groups": 2, "chunk_size": 16,
-    "ssm_state_size": 8, "mamba_num_heads": 6, "mamba_head_dim": 24,
+    "ssm_state_size": 8, "mamba_num_heads": 6, "mamba_head_dim": 32,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12,
     "linear_value_head_dim": 20, "linear_head_dim": 16, "linear_num_heads": 4,
     "embedding_multiplier": 1.7, "residual_multiplier": 0.6, "attention_multiplier": 0.2,
@@ -177,7 +177,7 @@ def _rotated(kind: Any, settings: Mapping[str, Any], rotary: Mapping[str, Any]) 
             scaled.update(rotary)
         if "rope_theta" in {field.name for field in dataclasses.fields(kind)}:
             settings = {**settings, "rope_theta": ROTARY_BASES[0]}
-        return kind(**settings, rope_parameters=rope)
+        return kind(**{**settings, "rope_parameters": rope})
     except CannotBuild:
         raise
     except Exception as error:  # its own validation

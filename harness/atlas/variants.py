@@ -62,7 +62,7 @@ VARIANTS: dict[str, Variant] = {
         new_weights=True,
     ),
     "ungrouped": Variant("as many key/value heads as query heads", {"num_key_value_heads": 4}),
-    "width": Variant("heads wider than hidden / heads", {"head_dim": 24}, new_weights=True),
+    "width": Variant("heads wider than hidden / heads", {"head_dim": 32}, new_weights=True),
     "router": Variant(
         "the other normalisation of expert weights, and experts chosen within groups",
         {"norm_topk_prob": FLIPPED, "n_group": 4, "topk_group": 2},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -121,9 +121,8 @@ def _to_torch(torch: Any, array: Any) -> Any:
 
 def configuration(transformers: Any, files: ModelFiles) -> Any:
     """config.json as transformers' own object. Raises ReferenceUnavailable."""
-    raw = copy.deepcopy(dict(files.config))  # transformers writes into nested settings
     try:
-        return transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+        return parsed(files.config)
     except Exception as error:  # validation errors of many kinds
         if "auto_map" in files.config:
             raise ReferenceUnavailable(
@@ -134,6 +133,15 @@ def configuration(transformers: Any, files: ModelFiles) -> Any:
             f"transformers {transformers.__version__} does not accept the configuration of "
             f"{files.folder}: {one_line(error)}"
         ) from None
+
+
+def parsed(raw: Mapping[str, Any]) -> Any:
+    """What stands in a config.json as transformers' object; raises whatever its class raises."""
+    import transformers
+
+    # It spells infinity {"__float__": "Infinity"}, and writes into nested settings it is given.
+    settings = transformers.PreTrainedConfig._decode_special_floats(copy.deepcopy(dict(raw)))
+    return transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 def size_of(model: Any) -> int:

@@ -74,8 +74,10 @@ class MLXLMBackend:
         with _folder(files) as folder:
             try:
                 self.model, _ = utils.load_model(folder, lazy)
-            except Exception as error:  # mlx-lm raises nearly anything for a model it cannot load
+            except (Exception, SystemExit) as error:  # nearly anything, for what it cannot load
                 reason = one_line(error)
+                if isinstance(error, SystemExit):
+                    reason = "it ends the program, for want of a package that it needs"
                 kind = UnsupportedArchitecture if "not supported" in reason else CorruptWeights
                 raise kind(f"mlx-lm cannot load {files.folder}: {reason}") from None
         self.model.update(_cast(self.model, DTYPES[dtype]))
