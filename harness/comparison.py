@@ -125,7 +125,7 @@ class Comparison:
     @property
     def window(self) -> int | None:
         window = self.files.config.get("sliding_window")
-        return window if isinstance(window, int) else None
+        return window if isinstance(window, int) and window > 0 else None
 
     def longest(self, *kinds: str) -> Probe | None:
         """The longest probe of the first of these kinds that has any."""

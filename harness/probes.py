@@ -81,7 +81,7 @@ def kinds_of(
         found.append(text)
     found.append(Kind("random", "ids in no order: nothing is learned", ids(RANDOM_LENGTH)))
     window = config.get("sliding_window")
-    if isinstance(window, int) and 2 * window + 1 <= longest:
+    if isinstance(window, int) and 0 < window <= (longest - 1) // 2:
         found += [
             Kind("window", f"as long as the window of {window}", ids(window)),
             Kind("window+1", "one token leaves the window", ids(window + 1)),

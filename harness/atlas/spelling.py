@@ -41,7 +41,7 @@ def old(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
         if part is not scaling and set(part) - {"rope_type"}:
             return None
     kind = scaling.pop("rope_type", None)
-    if kind is not None:
+    if kind is not None and "rope_parameters" not in recipe.also:
         found["rope_scaling"] = None if kind == "default" else {"rope_type": kind, **scaling}
     for alias, name in _class(config["model_type"]).attribute_map.items():
         if name in found:

@@ -19,6 +19,7 @@ from .variants import FLIPPED, PLAIN, VARIANTS, Variant
 
 LARGEST = 2_000_000  # parameters of a tiny model
 DEEPEST = 8  # layers
+PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 # Hidden width no square, head width no hidden / heads, epsilon and rotary base no family's default.
@@ -97,7 +98,8 @@ def build(family: str, variant: Variant, plain: Any = None) -> Any:
         for name, value in variant.settings.items():
             if name in known:
                 settings[name] = not getattr(plain, name) if value is FLIPPED else value
-    layers = next((name for name in LAYERS if name in settings), None)
+    fixed = {*LAYERS, *PER_LAYER} & set(recipe_of(family).settings)
+    layers = None if fixed else next((name for name in LAYERS if name in settings), None)
     config = _rotated(kind, settings, variant.rotary)
     wanted = _kinds_of_layers(_default(kind))
     while layers and _kinds_of_layers(config) != wanted and settings[layers] < DEEPEST:
@@ -187,7 +189,7 @@ def _rotated(kind: Any, settings: Mapping[str, Any], rotary: Mapping[str, Any]) 
 def _kinds_of_layers(config: Any) -> dict[str, set[str]]:
     """The kinds there are in every list that has one entry a layer."""
     found = {}
-    for name in ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types"):
+    for name in PER_LAYER:
         value = getattr(config, name, None)
         if isinstance(value, (list, tuple)):
             found[name] = set(map(str, value))

@@ -106,7 +106,7 @@ def _experts(block: int, gathered: Gathered) -> Callable[..., Any]:
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
             if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.integer):
-                gathered.see(Site("experts", block), value)
+                gathered.see(Site("experts", block), _one_row(value))
                 break
         return call(*args, **kwargs)
 
@@ -117,10 +117,15 @@ def _router(block: int, gathered: Gathered) -> Callable[..., Any]:
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         out = call(*args, **kwargs)
         if isinstance(out, mx.array):
-            gathered.see(Site("router", block), out)
+            gathered.see(Site("router", block), _one_row(out))
         return out
 
     return around
+
+
+def _one_row(value: mx.array) -> mx.array:
+    """(1, T, n), of what some models flatten to (T, n)."""
+    return value if value.ndim > 2 else value[None]
 
 
 def _mixtures(block: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:

@@ -185,8 +185,11 @@ class MLXLMBackend:
         tensors = {name: as_mlx(value) for name, value in reference.items()}
         short = {k.partition(".")[2] if k.count(".") > 1 else k: v for k, v in tensors.items()}
         mine = set(self.weights())
-        found = [self._clean(dict(names)) for names in (tensors, short)]
-        return min(found, key=lambda names: len(mine.symmetric_difference(names)))
+        found = []
+        for names in (tensors, short):
+            with contextlib.suppress(KeyError, ValueError):  # sanitize, for names it cannot read
+                found.append(self._clean(dict(names)))
+        return min(found, key=lambda names: len(mine.symmetric_difference(names)), default={})
 
     def _clean(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """`sanitize` of a fresh model, because some families change themselves in it."""

@@ -168,20 +168,24 @@ class TorchBackend:
         torch = self._torch
         found: list[int] = []
         with self._running():
-            part, past = torch.tensor([list(prompt)]), None
+            ids, past = torch.tensor([list(prompt)]), None
             for _ in range(count):
                 known = {} if past is None else {self._cache: past}
-                out = self._model(part, **known, use_cache=True, logits_to_keep=1)
-                past = getattr(out, self._cache)
-                part = out.logits[:, -1].float().argmax(-1, keepdim=True)
-                found.append(int(part))
+                part = ids if past is None else ids[:, -1:]
+                use = bool(self._cache)
+                out = self._model(part, **known, use_cache=use, logits_to_keep=1)
+                past = getattr(out, self._cache, None)
+                best = out.logits[:, -1].float().argmax(-1, keepdim=True)
+                ids = torch.cat([ids, best], dim=1)
+                found.append(int(best))
         return found
 
     @property
     def _cache(self) -> str:
-        """What the model calls its cache: models of states alone say cache_params."""
+        """What the model calls its cache: models of states alone say cache_params. Empty for one
+        that keeps its state to itself, and so is asked without."""
         known = inspect.signature(self._model.forward).parameters
-        return next(name for name in CACHES if name in known)
+        return next((name for name in CACHES if name in known), "")
 
     def weights(self) -> Mapping[str, Any]:
         """Parameters and kept buffers by the names they are saved under, tied ones once.
