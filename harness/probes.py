@@ -66,6 +66,7 @@ def kinds_of(
 
     `encode` turns a text into the reference's tokens; None without a tokenizer.
     """
+    config = text_settings(config)
     longest = min(LONGEST_EDGE, config.get("n_positions") or LONGEST_EDGE)
     first = bos_id if bos_id is not None and bos_id < rows else 0
 
@@ -102,12 +103,18 @@ def a_text(i: int) -> str:
     return "\n".join(np.random.default_rng(i).permutation(lines)[:3])
 
 
+def text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json with what it says of text at top level, where a family does more than text."""
+    return {**config, **(config.get("text_config") or {})}
+
+
 def decodable_length(config: Mapping[str, Any]) -> int | None:
     """The longest sequence that decoding token by token computes as one pass does, if there is one.
 
     Learned positions end; and past its length a dynamic rotary base grows with every token, while
     the keys of earlier tokens keep the base they were made with, in transformers too.
     """
+    config = text_settings(config)
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if scaling.get("rope_type", scaling.get("type")) == "dynamic":
         return config.get("max_position_embeddings")

@@ -30,7 +30,7 @@ from .waivers import read_waivers
 from .whole import Atlas
 
 PACKAGES = ("mlx", "mlx-lm", "torch", "transformers")
-ONCE = (PLAIN, "yarn")  # variants that are judged in the new spelling where there is an old one
+ONCE = (PLAIN,)  # variants that are judged in the new spelling where there is an old one
 
 
 def plan(families: Sequence[Family], candidate: str, keep: Path | None = None) -> list[Task]:

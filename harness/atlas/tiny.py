@@ -91,32 +91,40 @@ def tiny_configs(family: str) -> Iterator[tuple[str, Any]]:
 
 def build(family: str, variant: Variant, plain: Any = None) -> Any:
     """The configuration of one variant; `plain` is that of the plain one."""
-    kind = _class(family)
-    settings = settings_of(kind, _default(kind)) | dict(recipe_of(family).settings)
+    whole, kind = _classes(family)
+    default = _default(kind)
+    settings = settings_of(kind, default) | dict(recipe_of(family).settings)
     if plain is not None:
         known = {f.name for f in dataclasses.fields(kind)}
         for name, value in variant.settings.items():
             if name in known:
-                settings[name] = not getattr(plain, name) if value is FLIPPED else value
+                old = vars(plain.get_text_config()).get(name)
+                settings[name] = not old if value is FLIPPED else value
     fixed = {*LAYERS, *PER_LAYER} & set(recipe_of(family).settings)
     layers = None if fixed else next((name for name in LAYERS if name in settings), None)
     config = _rotated(kind, settings, variant.rotary)
-    wanted = _kinds_of_layers(_default(kind))
-    while layers and _kinds_of_layers(config) != wanted and settings[layers] < DEEPEST:
+    while layers and _kinds_of_layers(config) != _kinds_of_layers(default):
+        if settings[layers] == DEEPEST:
+            break
         settings[layers] += 1
         config = _rotated(kind, settings, variant.rotary)
-    return config
+    if whole is kind:
+        return config
+    return whole(text_config=config, tie_word_embeddings=config.tie_word_embeddings)
 
 
 def settings_of(kind: Any, default: Any) -> dict[str, Any]:
     """What the rule sets: fields of the class that SIZES knows and the default does not omit."""
     found: dict[str, Any] = {}
+    there = vars(default)
     for field in dataclasses.fields(kind):
         name = field.name
         if name in LAYERS:
             found[name] = 3
-        elif name in SIZES and (name in FILLED or getattr(default, name, None) is not None):
-            found[name] = SIZES[name]
+        elif name in SIZES:
+            value = there.get(kind.attribute_map.get(name, name))
+            if name in FILLED or value is not None:
+                found[name] = SIZES[name]
     if "kv_lora_rank" in found and "num_key_value_heads" in found:
         found["num_key_value_heads"] = found["num_attention_heads"]  # latent, not grouped
     return found
@@ -147,9 +155,12 @@ def written(config: Any) -> dict[str, Any]:
     return json.loads(config.to_json_string(use_diff=True))
 
 
-def _class(family: str) -> Any:
+def _classes(family: str) -> tuple[Any, Any]:
+    """The configuration class of a family, and that of its text, where there is more to it."""
     _, transformers = import_torch()
-    return transformers.CONFIG_MAPPING[family]
+    whole = transformers.CONFIG_MAPPING[family]
+    text = whole.sub_configs.get("text_config")
+    return whole, whole if text is None else type(_default(whole).get_text_config())
 
 
 def _default(kind: Any) -> Any:
@@ -163,7 +174,7 @@ def _rotated(kind: Any, settings: Mapping[str, Any], rotary: Mapping[str, Any]) 
     """The configuration with rotary bases that are no default, and scaled as a variant wants."""
     try:
         config = kind(**settings)
-        rope = json.loads(json.dumps(getattr(config, "rope_parameters", None) or {}))
+        rope = json.loads(json.dumps(vars(config).get("rope_parameters") or {}))
         if not rope:
             if rotary:
                 raise CannotBuild("it has no rotary embedding")
@@ -190,7 +201,7 @@ def _kinds_of_layers(config: Any) -> dict[str, set[str]]:
     """The kinds there are in every list that has one entry a layer."""
     found = {}
     for name in PER_LAYER:
-        value = getattr(config, name, None)
+        value = vars(config).get(name)
         if isinstance(value, (list, tuple)):
             found[name] = set(map(str, value))
     return found

@@ -67,7 +67,10 @@ def load_model(files: ModelFiles, dtype: str, attention: str, allow: Collection[
         raise ReferenceUnavailable(
             f"transformers has no causal language model for {config.model_type!r} ({files.folder})"
         )
-    model, report = mapping[type(config)].from_pretrained(
+    kind = mapping[type(config)]
+    if kind.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()  # of a family that sees, the class that only reads
+    model, report = kind.from_pretrained(
         None,
         config=config,
         state_dict=_state(torch, files, allow),
@@ -166,7 +169,7 @@ def decoder_layers(model: Any) -> tuple[str, Any]:
     """Path and list of the decoder layers: the module list as long as the config says."""
     import torch
 
-    count = model.config.num_hidden_layers
+    count = model.config.get_text_config().num_hidden_layers
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return path, module
