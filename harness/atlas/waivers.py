@@ -1,9 +1,9 @@
 """Known divergences of a candidate, each reviewed: `waivers.toml`.
 
-An entry names a family (or several), the variants and spellings it is about, the version of the
-candidate, what has to be seen (`match`, a regular expression found in what a row tells), and why it
-is so. A row that fails and has an entry is waived; an entry in force that matches no row is stale,
-and fails the command, so that the file never says what is no longer true.
+An entry names families, the variants and spellings it is about, the version of the candidate, what
+has to be seen (`match`, a regular expression found in what a row tells), and why it is so. A row
+that fails and has an entry is waived. A family that an entry names and that shows nothing of it is
+stale, and fails the command, so that the file never says what is no longer true.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FILE = Path(__file__).with_name("waivers.toml")
 
 @dataclass(frozen=True)
 class Waiver:
-    """`families`, `variants` and `spellings` are patterns like those of files, one of which fits;
-    `where` is file and function in the candidate's sources."""
+    """`variants` and `spellings` are patterns like those of files, one of which fits; `where` is
+    file and function in the candidate's sources."""
 
     title: str
     candidate: str
@@ -39,14 +39,11 @@ class Waiver:
     spellings: tuple[str, ...] = ("*",)
 
     def fits(self, row: Row) -> bool:
-        parts = (
-            (row.family, self.families),
-            (row.variant, self.variants),
-            (row.spelling, self.spellings),
-        )
         return (
             row.outcome != PASS
-            and all(any(fnmatchcase(n, p) for p in patterns) for n, patterns in parts)
+            and row.family in self.families
+            and any(fnmatchcase(row.variant, pattern) for pattern in self.variants)
+            and any(fnmatchcase(row.spelling, pattern) for pattern in self.spellings)
             and re.search(self.match, row.evidence) is not None
         )
 
@@ -65,15 +62,15 @@ class Waivers:
             self._by_row[row.name] = next((w for w in self.entries if w.fits(row)), None)
         return self._by_row[row.name]
 
-    def stale(self, rows: Sequence[Row]) -> list[Waiver]:
-        """Entries about families that were judged, which are nobody's."""
-        used = {id(self.of(row)) for row in rows}
+    def stale(self, rows: Sequence[Row]) -> list[tuple[Waiver, str]]:
+        """Entries with the families that they name, that were judged, and that show nothing."""
+        used = {(id(self.of(row)), row.family) for row in rows}
         judged = {row.family for row in rows}
         return [
-            w
-            for w in self.entries
-            if id(w) not in used
-            and any(fnmatchcase(f, pattern) for f in judged for pattern in w.families)
+            (waiver, family)
+            for waiver in self.entries
+            for family in waiver.families
+            if family in judged and (id(waiver), family) not in used
         ]
 
 

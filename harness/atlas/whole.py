@@ -57,7 +57,7 @@ class Atlas:
         return [r for r in self.rows if r.outcome != "pass" and self.waivers.of(r) is None]
 
     @property
-    def stale(self) -> list[Waiver]:
+    def stale(self) -> list[tuple[Waiver, str]]:
         return self.waivers.stale(self.rows)
 
     @property
