@@ -1,9 +1,10 @@
 """What no rule can tell of a family, as data: `recipes.toml`, a few reviewed lines each.
 
 A table named after a family may hold `settings` (for its configuration class, over those of the
-rule), `also` (keys of config.json files on the Hub that transformers does not write, for the old
-spelling; "null" is JSON's), `rotary` (old names of rotary settings, see `spelling.ROTARY`),
-`without` (variants that mean nothing there), `left_out` (why nothing is attempted), and `why`.
+rule), `around` (for that of a family that does more than text, beside its text), `also` (keys of
+config.json files on the Hub that transformers does not write, for the old spelling; "null" is
+JSON's), `rotary` (old names of rotary settings, see `spelling.ROTARY`), `without` (variants that
+mean nothing there), `left_out` (why nothing is attempted), and `why`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ FILE = Path(__file__).with_name("recipes.toml")
 class Recipe:
     why: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    around: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, Any] = field(default_factory=dict)
     rotary: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()

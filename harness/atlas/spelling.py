@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..backends._transformers import import_torch, parsed
@@ -28,6 +29,11 @@ def old(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
     ROTARY and the recipe say what settings were called. Of two names that a configuration class
     has for one setting, files had either: both are written.
     """
+    if "text_config" in config:
+        text = old(config["text_config"], replace(recipe, also={}))
+        return None if text is None else {**config, "text_config": text, **recipe.also}
+    if not (config.get("rope_parameters") or recipe.also):
+        return None
     found = copy.deepcopy(dict(config))
     rope = found.pop("rope_parameters", None) or {}
     layered = any(isinstance(value, dict) for value in rope.values())
@@ -76,5 +82,8 @@ def _meaning(config: Mapping[str, Any]) -> Any:
         fields = set(_class(config["model_type"])().to_dict())
     except Exception as error:  # as many kinds as there are configurations
         return error
+    for part in (known, known.get("text_config", {})):
+        part.pop("rope_scaling", None)
+        part.pop("torch_dtype", None)
     said = {"transformers_version", "dtype", "torch_dtype", "architectures", "rope_scaling"}
     return {key: value for key, value in known.items() if key in fields - said}

@@ -81,11 +81,12 @@ def tiny_configs(family: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             config = build(family, variant, plain)
+            others = parameters(config)
         except CannotBuild:
-            continue  # the class refuses it
+            continue  # class or model refuse it
         if config.to_dict() == plain.to_dict():
             continue
-        if not variant.new_weights or parameters(config) != shapes:
+        if not variant.new_weights or others != shapes:
             yield name, config
 
 
@@ -110,7 +111,8 @@ def build(family: str, variant: Variant, plain: Any = None) -> Any:
         config = _rotated(kind, settings, variant.rotary)
     if whole is kind:
         return config
-    return whole(text_config=config, tie_word_embeddings=config.tie_word_embeddings)
+    around = recipe_of(family).around
+    return whole(text_config=config, tie_word_embeddings=config.tie_word_embeddings, **around)
 
 
 def settings_of(kind: Any, default: Any) -> dict[str, Any]:
