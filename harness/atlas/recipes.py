@@ -4,7 +4,8 @@ A table named after a family may hold `settings` (for its configuration class, o
 rule), `around` (for that of a family that does more than text, beside its text), `also` (keys of
 config.json files on the Hub that transformers does not write, for the old spelling; "null" is
 JSON's), `rotary` (old names of rotary settings, see `spelling.ROTARY`), `without` (variants that
-mean nothing there), `left_out` (why nothing is attempted), and `why`.
+mean nothing there, or "old" for a family younger than transformers 5), `left_out` (why nothing is
+attempted), and `why`.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def old(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
             return None
     kind = scaling.pop("rope_type", None)
     if kind is not None and "rope_parameters" not in recipe.also:
-        found["rope_scaling"] = None if kind == "default" else {"rope_type": kind, **scaling}
+        both = {"type": kind, "rope_type": kind, **scaling}
+        found["rope_scaling"] = None if kind == "default" else both
     for alias, name in _class(config["model_type"]).attribute_map.items():
         if name in found:
             found.setdefault(alias, found[name])
@@ -83,7 +84,15 @@ def _meaning(config: Mapping[str, Any]) -> Any:
     except Exception as error:  # as many kinds as there are configurations
         return error
     for part in (known, known.get("text_config", {})):
-        part.pop("rope_scaling", None)
-        part.pop("torch_dtype", None)
+        for key in ("rope_scaling", "torch_dtype"):
+            part.pop(key, None)
+        for rope in _rotary(part):
+            rope.pop("type", None)  # the oldest name of rope_type
     said = {"transformers_version", "dtype", "torch_dtype", "architectures", "rope_scaling"}
     return {key: value for key, value in known.items() if key in fields - said}
+
+
+def _rotary(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of rotary settings, one or one for every kind of layer."""
+    rope = config.get("rope_parameters") or {}
+    return [part for part in rope.values() if isinstance(part, dict)] or [rope]

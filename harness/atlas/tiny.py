@@ -43,7 +43,7 @@ SIZES: dict[str, Any] = {
     "zero_expert_num": 4, "n_group": 1, "topk_group": 1,
     "first_k_dense_replace": 1, "num_dense_layers": 1, "moe_layer_start_index": 1,
     "q_lora_rank": 28, "kv_lora_rank": 20, "qk_rope_head_dim": 8, "qk_nope_head_dim": 14,
-    "v_head_dim": 18, "index_topk": 16, "index_head_dim": 16, "index_n_heads": 2,
+    "v_head_dim": 18, "index_topk": 16, "index_head_dim": 16, "index_n_heads": 16,
     "mamba_d_state": 8, "mamba_n_heads": 6, "mamba_d_ssm": 192, "mamba_n_groups": 2,
     "mamba_chunk_size": 16, "state_size": 8, "num_heads": 6, "n_groups": 2, "chunk_size": 16,
     "ssm_state_size": 8, "mamba_num_heads": 6, "mamba_head_dim": 32,
