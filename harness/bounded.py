@@ -94,16 +94,19 @@ def _answer(function: Callable[[Task], Any], task: Task, answers: Connection) ->
 
 def _look_at(one: Running, bounds: Bounds) -> tuple[bool, Any]:
     """Whether a task is over, with its result."""
+    alive = one.process.is_alive()  # asked first: what it sent before it ended is there after that
     if one.answers.poll():
-        with contextlib.suppress(EOFError):  # it died before it could answer
+        try:
             good, result = one.answers.recv()
+        except EOFError:  # it ended without an answer
+            alive = False
+            one.process.join()
+        else:
             one.process.join()
             if not good:
                 raise result
             return True, result
-    if not one.process.is_alive():
-        if one.answers.poll(LOOK):  # it answered and ended between the two questions
-            return False, None
+    if not alive:
         return True, bounds.stopped(one.task, f"its process ended with {one.process.exitcode}")
     why = None
     if time.monotonic() - one.begun > bounds.seconds:

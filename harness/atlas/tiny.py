@@ -203,7 +203,7 @@ def _kinds_of_layers(config: Any) -> dict[str, set[str]]:
     """The kinds there are in every list that has one entry a layer."""
     found = {}
     for name in PER_LAYER:
-        value = vars(config).get(name)
+        value = getattr(config, name, None)
         if isinstance(value, (list, tuple)):
             found[name] = set(map(str, value))
     return found
