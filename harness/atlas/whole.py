@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..types import PASS
 from .families import Family
 from .rows import Row
 from .variants import VARIANTS
@@ -54,7 +55,7 @@ class Atlas:
     @property
     def failures(self) -> list[Row]:
         """Rows that do not pass and are not waived."""
-        return [r for r in self.rows if r.outcome != "pass" and self.waivers.of(r) is None]
+        return [r for r in self.rows if r.outcome != PASS and self.waivers.of(r) is None]
 
     @property
     def stale(self) -> list[tuple[Waiver, str]]:
@@ -64,13 +65,12 @@ class Atlas:
     def exit_status(self) -> int:
         return int(bool(self.failures or self.stale))
 
-    def count(self) -> dict[str, int]:
-        """How many families there are of each kind, by the worst of their rows."""
-        found: dict[str, int] = defaultdict(int)
-        for family in self.attempted:
-            outcomes = {row.outcome for row in self.of(family)}
-            found[next((o for o in _WORST if o in outcomes), "error")] += 1
-        return dict(found)
+    def passing(self, spelling: str) -> list[str]:
+        """Families that pass in every variant, in this spelling where they have it."""
+        return [family for family in self.attempted if self._passes(family, spelling)]
 
-
-_WORST = ("error", "fail", "cannot load", "inconclusive", "pass")
+    def _passes(self, family: str, spelling: str) -> bool:
+        rows = self.of(family)
+        there = {row.variant for row in rows if row.spelling == spelling}
+        asked = [r for r in rows if r.spelling == spelling or r.variant not in there]
+        return bool(rows) and all(row.outcome == PASS for row in asked)

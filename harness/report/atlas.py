@@ -44,7 +44,7 @@ def as_json(atlas: Atlas) -> bytes:
         "schema": SCHEMA,
         "candidate": atlas.candidate,
         "environment": atlas.environment,
-        "count": atlas.count(),
+        "passing": {spelling: atlas.passing(spelling) for spelling in (OLD, NEW)},
         "left_out": atlas.left_out,
         "findings": [asdict(waiver) for waiver in atlas.waivers.entries],
         "stale": [[waiver.title, family] for waiver, family in atlas.stale],
@@ -157,11 +157,11 @@ def _left_out(atlas: Atlas) -> Iterator[str]:
 
 
 def _sums(atlas: Atlas) -> str:
-    sums = ", ".join(f"{number} {outcome}" for outcome, number in sorted(atlas.count().items()))
     waived = sum(row.outcome != PASS and atlas.waivers.of(row) is not None for row in atlas.rows)
     return (
-        f"{atlas.candidate}: {len(atlas.attempted)} families attempted, by their worst answer "
-        f"{sums}; {len(atlas.rows)} models, {waived} failures known, {len(atlas.failures)} not"
+        f"{atlas.candidate}: {len(atlas.attempted)} families attempted, {len(atlas.rows)} models; "
+        f"{len(atlas.passing(OLD))} families pass in every variant, {len(atlas.passing(NEW))} as "
+        f"transformers 5 writes config.json; {waived} failures known, {len(atlas.failures)} not"
     )
 
 
