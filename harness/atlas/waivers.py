@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from ..environment import version
 from ..errors import BadOption
@@ -85,8 +86,11 @@ def read_waivers(candidate: str, path: Path = FILE, installed: str | None = None
         place = f"{path}, waiver {number} ({table.get('title', 'no title')})"
         if unknown := sorted(set(table) - set(known)):
             raise BadOption(f"{place}: {unknown[0]!r} is not one of {', '.join(known)}")
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
+        }
         try:
-            waiver = Waiver(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
+            waiver = Waiver(**given)
             re.compile(waiver.match)
         except (TypeError, re.error) as error:
             raise BadOption(f"{place}: {error}") from None
