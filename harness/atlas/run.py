@@ -103,7 +103,7 @@ def _judged_in_both(
         begin = time.perf_counter()
         place = folder / f"{variant}-{how}"
         place.mkdir(parents=True, exist_ok=True)
-        known = {"parameters": count}
+        known: dict[str, Any] = {"parameters": count}
         try:
             write_model(place, document)
         except Exception as error:  # of transformers' code, for a configuration of ours
