@@ -269,6 +269,46 @@ def models(
     raise typer.Exit(1 if wrong else 0)
 
 
+@app.command()
+def atlas(
+    candidate: Annotated[str, typer.Option(help="mlx-lm or engine.")] = "mlx-lm",
+    families: Annotated[
+        str | None, typer.Option(help="Comma-separated model types; default all.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+    memory: Annotated[float, typer.Option(help="GB that one family may take.")] = 3.0,
+    seconds: Annotated[float, typer.Option(help="Time that one family may take.")] = 600.0,
+    resume: Annotated[
+        Path | None, typer.Option(help="Results so far; the file grows as they come.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Leave the models below this folder, for harness repro.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the atlas to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="The same as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="The same as one HTML page.")] = None,
+) -> int:
+    """Judge tiny models of every family that transformers and a candidate both have.
+
+    Exit status 1 when a failure is not waived, or a waiver matches nothing any more.
+    """
+    from .atlas import make
+    from .report.atlas import FORMATS, summary, write
+
+    wanted = {"markdown": markdown, "json": json, "html": html}
+    with _progress() as progress:
+        found = make(
+            candidate, _list(families),
+            jobs=jobs, memory=memory, seconds=seconds, resume=resume, keep=keep, progress=progress,
+        )  # fmt: skip
+    for name, path in wanted.items():
+        if path is not None:
+            write(found, path, FORMATS[name])
+    for line in summary(found):
+        print(line)
+    return found.exit_status
+
+
 @golden.command()
 def record(
     model: ModelOption,

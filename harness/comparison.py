@@ -17,6 +17,7 @@ from .backends import Backend
 from .limits import Limits
 from .metrics import first_bad_token, relative_error
 from .policy import decide, effective_noise
+from .probes import text_settings
 from .reference import Reference
 from .scores import Scores
 from .ties import Ties
@@ -125,7 +126,7 @@ class Comparison:
 
     @property
     def window(self) -> int | None:
-        window = self.files.config.get("sliding_window")
+        window = text_settings(self.files.config).get("sliding_window")
         return window if isinstance(window, int) and window > 0 else None
 
     def longest(self, *kinds: str) -> Probe | None:

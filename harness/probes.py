@@ -66,6 +66,7 @@ def kinds_of(
 
     `encode` turns a text into the reference's tokens; None without a tokenizer.
     """
+    config = text_settings(config)
     longest = min(LONGEST_EDGE, config.get("n_positions") or LONGEST_EDGE)
     first = bos_id if bos_id is not None and bos_id < rows else 0
 
@@ -81,7 +82,7 @@ def kinds_of(
         found.append(text)
     found.append(Kind("random", "ids in no order: nothing is learned", ids(RANDOM_LENGTH)))
     window = config.get("sliding_window")
-    if isinstance(window, int) and window > 0 and 2 * window + 1 <= longest:
+    if isinstance(window, int) and 0 < window <= (longest - 1) // 2:
         found += [
             Kind("window", f"as long as the window of {window}", ids(window)),
             Kind("window+1", "one token leaves the window", ids(window + 1)),
@@ -102,6 +103,11 @@ def a_text(i: int) -> str:
     return "\n".join(np.random.default_rng(i).permutation(lines)[:3])
 
 
+def text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json with what it says of text at top level, where a family does more than text."""
+    return {**config, **(config.get("text_config") or {})}
+
+
 def decodable_length(config: Mapping[str, Any]) -> int | None:
     """The longest sequence that decoding token by token computes as one pass does, if there is one.
 
@@ -109,6 +115,7 @@ def decodable_length(config: Mapping[str, Any]) -> int | None:
     the factors of LongRoPE are others, while the keys of earlier tokens stay as they were made, in
     transformers too.
     """
+    config = text_settings(config)
     if any(kind in ("dynamic", "longrope", "su") for kind, _ in _scalings(config)):
         return trained_length(config)
     return config.get("n_positions")
@@ -116,6 +123,7 @@ def decodable_length(config: Mapping[str, Any]) -> int | None:
 
 def trained_length(config: Mapping[str, Any]) -> int | None:
     """The length a rotary scaling starts from, where config.json has one that depends on it."""
+    config = text_settings(config)
     for kind, scaling in _scalings(config):
         if kind == "dynamic":
             return config.get("max_position_embeddings")

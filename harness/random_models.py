@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.architectures import architecture, supported
 
-from .backends._transformers import import_torch
+from .backends._transformers import import_torch, parsed
 
 # Parameters that make queries and keys; attention is flat where they are as small as others.
 QUERIES = ("q_proj", "q_b_proj", "k_proj", "qkv", "c_attn", "query_key_value")
@@ -33,10 +33,10 @@ def write_model(
 ) -> Path:
     """Make a random model of a configuration and save it in `folder`, config.json as given."""
     torch, transformers = import_torch()
-    raw = {key: value for key, value in config.items() if key != "model_type"}
-    parsed = transformers.AutoConfig.for_model(config["model_type"], **json.loads(json.dumps(raw)))
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(parsed, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(
+        parsed(config), attn_implementation="eager"
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread_out(name, parameter, torch)

@@ -21,7 +21,7 @@ from engine.weights.plain import plain_weights
 from .backends import Backend
 from .errors import BadTrace
 from .metrics import relative_error
-from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of
+from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of, text_settings
 from .products import growth
 from .seeded import block_input, exponent_for
 from .ties import Ties
@@ -191,7 +191,7 @@ class LiveReference:
         """Rows of the embedding: as the twin has it, or as config.json says."""
         if self._facts:
             return self._facts.rows
-        return int(self._files.config.get("vocab_size", 0)) or 1
+        return int(text_settings(self._files.config).get("vocab_size", 0)) or 1
 
     def encode(self, text: str) -> tuple[int, ...]:
         """A text in the reference's tokens."""

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from .bounded import Bounds, Task, end_with_parent, run_bounded
 from .errors import BadOption
 
-Task = dict[str, Any]
 Progress = Callable[[int, "int | None", str], None]
 
 
@@ -29,10 +27,12 @@ def sweep(
     jobs: int = 1,
     resume: Path | None = None,
     progress: Progress | None = None,
+    bounds: Bounds | None = None,
 ) -> Iterator[tuple[Task, Any]]:
     """Yield every task with its result, as they come; those in `resume` without running them.
 
-    `function` is one of a module's top level: with more than one job it runs in other processes.
+    `function` is one of a module's top level: with more than one job, or with `bounds` on what a
+    task may take, it runs in other processes.
     Raises what a task raised, after the results before it were written.
     """
     done = _read(resume) if resume else {}
@@ -46,7 +46,7 @@ def sweep(
             yield task, done[_key(task)]
     todo = [task for task in tasks if _key(task) not in done]
     tell(count, len(tasks), "")
-    for task, result in _run(function, todo, jobs):
+    for task, result in _run(function, todo, jobs, bounds):
         count += 1
         if resume:
             with resume.open("a", encoding="utf-8") as file:
@@ -56,33 +56,24 @@ def sweep(
 
 
 def _run(
-    function: Callable[[Task], Any], tasks: Sequence[Task], jobs: int
+    function: Callable[[Task], Any], tasks: Sequence[Task], jobs: int, bounds: Bounds | None
 ) -> Iterator[tuple[Task, Any]]:
+    if bounds is not None:
+        yield from run_bounded(function, tasks, jobs, bounds)
+        return
     if jobs <= 1:
         for task in tasks:
             yield task, function(task)
         return
     # A fresh interpreter each: MLX and torch do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=end_with_parent) as pool:
         pending = {pool.submit(function, task): task for task in tasks}
         try:
             for future in as_completed(pending):
                 yield pending[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Have this process end when the one that started it is killed, and cannot tell it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in a pool's processes"
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _read(path: Path) -> dict[str, Any]:

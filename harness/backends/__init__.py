@@ -1,7 +1,8 @@
 """Sides of a comparison: one file per backend, found by scanning this folder.
 
 A file has `load(request: Request) -> Backend`, and where what it loads is recorded or served at one
-dtype, `only_dtype(request) -> str`: that rung alone is asked for then. Its module name is the
+dtype, `only_dtype(request) -> str`: that rung alone is asked for then. One that can say which model
+types it has does so in `families() -> frozenset[str]`. Its module name is the
 backend's name on the command line, with `_` for `-`; what follows a colon
 (`python:module:function`) is passed on. A plain URL is short for `server:URL`.
 """

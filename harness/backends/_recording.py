@@ -72,10 +72,15 @@ def _swapped(module: nn.Module, around: Callable[..., Any]) -> Iterator[None]:
 
 
 def _block(i: int, path: str, gathered: Gathered) -> Callable[..., Any]:
-    def around(call: Callable[..., Any], x: mx.array, *args: Any, **kwargs: Any) -> Any:
+    def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if i == 0:
-            x = gathered.see(Site("embedding", None, "", "embedding"), x)
-        out = call(x, *args, **kwargs)
+            site = Site("embedding", None, "", "embedding")
+            if args:
+                args = (gathered.see(site, args[0]), *args[1:])
+            else:
+                name = next(iter(kwargs))
+                kwargs[name] = gathered.see(site, kwargs[name])
+        out = call(*args, **kwargs)
         value = out[0] if isinstance(out, tuple) else out
         value = gathered.see(Site("block", i, "", path), value)
         return (value, *out[1:]) if isinstance(out, tuple) else value

@@ -70,7 +70,10 @@ def load_model(files: ModelFiles, dtype: str, attention: str, allow: Collection[
         raise ReferenceUnavailable(
             f"transformers has no causal language model for {config.model_type!r} ({files.folder})"
         )
-    model, report = mapping[type(config)].from_pretrained(
+    kind = mapping[type(config)]
+    if kind.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()  # of a family that sees, the class that only reads
+    model, report = kind.from_pretrained(
         None,
         config=config,
         state_dict=unpack_mxfp4(_state(torch, files, dtype, allow)),
@@ -136,11 +139,9 @@ def _to_torch(torch: Any, array: Any) -> Any:
 
 def configuration(transformers: Any, files: ModelFiles) -> Any:
     """config.json as transformers' own object. Raises ReferenceUnavailable."""
-    raw = copy.deepcopy(dict(files.config))  # transformers writes into nested settings
-    for key in PACKED:  # it is given plain matrices
-        raw.pop(key, None)
     try:
-        return transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+        # It is given plain matrices.
+        return parsed({key: v for key, v in files.config.items() if key not in PACKED})
     except Exception as error:  # validation errors of many kinds
         if "auto_map" in files.config:
             raise ReferenceUnavailable(
@@ -151,6 +152,15 @@ def configuration(transformers: Any, files: ModelFiles) -> Any:
             f"transformers {transformers.__version__} does not accept the configuration of "
             f"{files.folder}: {one_line(error)}"
         ) from None
+
+
+def parsed(raw: Mapping[str, Any]) -> Any:
+    """What stands in a config.json as transformers' object; raises whatever its class raises."""
+    import transformers
+
+    # It spells infinity {"__float__": "Infinity"}, and writes into nested settings it is given.
+    settings = transformers.PreTrainedConfig._decode_special_floats(copy.deepcopy(dict(raw)))
+    return transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 def size_of(model: Any) -> int:
@@ -175,7 +185,7 @@ def decoder_layers(model: Any) -> tuple[str, Any]:
     """Path and list of the decoder layers: the module list as long as the config says."""
     import torch
 
-    count = model.config.num_hidden_layers
+    count = model.config.get_text_config().num_hidden_layers
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return path, module

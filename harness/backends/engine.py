@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from engine.architectures import supported
 from engine.cache import make_cache
 from engine.decoder import Decoder
 from engine.errors import UnsupportedArchitecture
@@ -44,6 +45,11 @@ def load(request: Request) -> EngineBackend:
 def load_streamed(request: Request) -> StreamedMLX:
     device = use_device(request.device)
     return StreamedMLX(request.files, lambda: EngineBackend(request.files, request.dtype, device))
+
+
+def families() -> frozenset[str]:
+    """The model types it has."""
+    return frozenset(supported())
 
 
 class EngineBackend:

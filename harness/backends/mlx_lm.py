@@ -54,6 +54,14 @@ def load_streamed(request: Request) -> StreamedMLX:
     )
 
 
+def families() -> frozenset[str]:
+    """The model types it has: its files that hold a model, and those it reads by another's file."""
+    utils = _utils()
+    folder = Path(utils.__file__).with_name("models")
+    files = {p.stem for p in folder.glob("*.py") if "\nclass Model(" in p.read_text("utf-8")}
+    return frozenset(files | {name for name, to in utils.MODEL_REMAPPING.items() if to in files})
+
+
 class MLXLMBackend:
     """`mlx_lm.utils.load_model` at one dtype."""
 
@@ -63,21 +71,16 @@ class MLXLMBackend:
     def __init__(self, files: ModelFiles, dtype: str, device: str, lazy: bool = False) -> None:
         """`lazy` leaves every array to be read when it is used first."""
         self.limits: Mapping[str, str] = {}
-        try:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            import mlx_lm.utils
-        except ImportError as error:
-            raise ReferenceUnavailable(
-                f"backend mlx-lm needs {error.name}, which is not installed: "
-                "pip install 'mlx-parity[reference]'"
-            ) from None
+        utils = _utils()
         self._files, self.dtype, self.device = files, dtype, device
-        self._classes = mlx_lm.utils._get_classes
+        self._classes = utils._get_classes
         with _folder(files) as folder:
             try:
-                self.model, _ = mlx_lm.utils.load_model(folder, lazy)
-            except Exception as error:  # mlx-lm raises nearly anything for a model it cannot load
+                self.model, _ = utils.load_model(folder, lazy)
+            except (Exception, SystemExit) as error:  # nearly anything, for what it cannot load
                 reason = one_line(error)
+                if isinstance(error, SystemExit):
+                    reason = "it ends the program, for want of a package that it needs"
                 kind = UnsupportedArchitecture if "not supported" in reason else CorruptWeights
                 raise kind(f"mlx-lm cannot load {files.folder}: {reason}") from None
         self.model.update(_cast(self.model, DTYPES[dtype]))
@@ -185,8 +188,11 @@ class MLXLMBackend:
         tensors = {name: as_mlx(value) for name, value in reference.items()}
         short = {k.partition(".")[2] if k.count(".") > 1 else k: v for k, v in tensors.items()}
         mine = set(self.weights())
-        found = [self._clean(dict(names)) for names in (tensors, short)]
-        return min(found, key=lambda names: len(mine.symmetric_difference(names)))
+        found = []
+        for names in (tensors, short):
+            with contextlib.suppress(KeyError, ValueError):  # sanitize, for names it cannot read
+                found.append(self._clean(dict(names)))
+        return min(found, key=lambda names: len(mine.symmetric_difference(names)), default={})
 
     def _clean(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """`sanitize` of a fresh model, because some families change themselves in it."""
@@ -251,6 +257,19 @@ def load_wrapper(files: ModelFiles) -> Any:
         raise ReferenceUnavailable(
             f"mlx-lm cannot load the tokenizer of {files.folder}: {one_line(error)}"
         ) from None
+
+
+def _utils() -> Any:
+    """mlx_lm.utils. Raises ReferenceUnavailable where it is missing."""
+    try:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import mlx_lm.utils
+    except ImportError as error:
+        raise ReferenceUnavailable(
+            f"backend mlx-lm needs {error.name}, which is not installed: "
+            "pip install 'mlx-parity[reference]'"
+        ) from None
+    return mlx_lm.utils
 
 
 @contextlib.contextmanager

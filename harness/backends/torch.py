@@ -8,6 +8,7 @@ the fused kernels approximate. Remote code and pickled weights are never loaded.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ._torch_streamed import StreamedTorch
 
 DTYPES = ("float32", "bfloat16", "float16")
+CACHES = ("past_key_values", "cache_params")
 
 
 def load(request: Request) -> TorchBackend:
@@ -156,8 +158,10 @@ class TorchBackend:
             if mask is not None:
                 places = (mask.cumsum(-1) - 1).clamp(min=0)
                 known = {"attention_mask": mask[:, :end], "position_ids": places[:, start:end]}
-            out = self._run(ids[:, start:end], past_key_values=past, use_cache=True, **known)
-            logits, past, start = [*logits, out.logits], out.past_key_values, end
+            if past is not None:
+                known[self._cache] = past
+            out = self._run(ids[:, start:end], use_cache=True, **known)
+            logits, past, start = [*logits, out.logits], getattr(out, self._cache), end
         return self._torch.cat(logits, dim=1)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
@@ -165,13 +169,24 @@ class TorchBackend:
         torch = self._torch
         found: list[int] = []
         with self._running():
-            part, past = torch.tensor([list(prompt)]), None
+            ids, past = torch.tensor([list(prompt)]), None
             for _ in range(count):
-                out = self._model(part, past_key_values=past, use_cache=True, logits_to_keep=1)
-                past = out.past_key_values
-                part = out.logits[:, -1].float().argmax(-1, keepdim=True)
-                found.append(int(part))
+                known = {} if past is None else {self._cache: past}
+                part = ids if past is None else ids[:, -1:]
+                use = bool(self._cache)
+                out = self._model(part, **known, use_cache=use, logits_to_keep=1)
+                past = getattr(out, self._cache, None)
+                best = out.logits[:, -1].float().argmax(-1, keepdim=True)
+                ids = torch.cat([ids, best], dim=1)
+                found.append(int(best))
         return found
+
+    @property
+    def _cache(self) -> str:
+        """What the model calls its cache: models of states alone say cache_params. Empty for one
+        that keeps its state to itself, and so is asked without."""
+        known = inspect.signature(self._model.forward).parameters
+        return next((name for name in CACHES if name in known), "")
 
     def weights(self) -> Mapping[str, Any]:
         """Parameters and kept buffers by the names they are saved under, tied ones once.
