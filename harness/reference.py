@@ -19,8 +19,8 @@ from engine.tokenizer import check_fits, tokenizer_file
 from engine.weights.plain import plain_weights
 
 from .backends import Backend
-from .errors import BadTrace
-from .metrics import relative_error
+from .errors import BadTrace, ReferenceUnavailable
+from .metrics import FLOOR, relative_error
 from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of, text_settings
 from .products import growth
 from .seeded import block_input, exponent_for
@@ -70,6 +70,11 @@ class Truth(Protocol):
     def expected(
         self, probe: Probe, inside: int | None = None, shapes: Shapes | None = None
     ) -> Evidence: ...
+
+
+# Half units of roundoff at which a reference is not noisy but wrong. The noisiest right one seen
+# (gemma2 with peaked attention, float32) is at about 100.
+IMPLAUSIBLE = 4096
 
 
 class LiveReference:
@@ -181,10 +186,25 @@ class LiveReference:
             errors = Errors(evidence, PROPAGATED, self.dtype)
             twin = self._twin.forward(probe.tokens, errors)
             tied = errors.ties.tied(LOGITS)
+            self._check_plausible(probe, evidence.noise[PROPAGATED])
         self._twin.forward(
             probe.tokens, Errors(evidence, ISOLATED, self.dtype), feed=evidence.feed, inside=block
         )
         return replace(evidence, twin=twin, tied=tied)
+
+    def _check_plausible(self, probe: Probe, noise: Mapping[Site, float]) -> None:
+        """Raise ReferenceUnavailable for a reference that is wrong: its errors would be limits.
+
+        PyTorch is what the noise is defined by; of others only what rounding makes is noise.
+        """
+        most = min(IMPLAUSIBLE * FLOOR[self.dtype], 0.5)
+        wrong = next((site for site, error in noise.items() if not error <= most), None)
+        if wrong is not None and getattr(self._twin, "sums", "") != "torch":
+            raise ReferenceUnavailable(
+                f"reference {self.name} is off by {noise[wrong]:.2g} at {wrong.path}, probe "
+                f"{probe.name!r}, which rounding to {self.dtype} does not do: compare it with "
+                "torch first, as the candidate"
+            )
 
     @property
     def rows(self) -> int:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import harness
-from harness.errors import BadTrace
+from harness.errors import BadTrace, ReferenceUnavailable
 from harness.seeded import block_input, exponent_for, signs
 from harness.traces import PROBES, SCHEMA, Trace, name_of, site_named
 from harness.types import Site
@@ -78,6 +78,15 @@ def test_a_block_that_is_off_in_a_trace_is_named(folder, tmp_path, block):
 
     verdict = harness.compare(MODEL, f"trace:{changed(folder, tmp_path, wrong)}")
     assert verdict.verdict == "fail" and verdict.first_divergence.block == block
+
+
+def test_a_reference_that_is_wrong_is_refused_and_does_not_widen_limits(folder, tmp_path):
+    def wrong(arrays):
+        arrays["text/propagated/logits"] *= 0
+
+    path = changed(folder, tmp_path, wrong)
+    with pytest.raises(ReferenceUnavailable, match=r"is off by 1 at lm_head, probe 'text'"):
+        harness.compare(MODEL, "engine", f"trace:{path}")
 
 
 def test_a_trace_can_be_the_reference(folder):
