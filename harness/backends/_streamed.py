@@ -119,12 +119,18 @@ class Shards:
         with self._open(self._home[name]) as file:
             return file.get_slice(name)[start:stop]
 
-    def table(self, path: str, shape: tuple[int, ...]) -> str | None:
-        """The name of the tensor that a module's parameter comes from; None where that is open."""
+    def table(self, path: str, shape: tuple[int, ...], besides: str | None = None) -> str | None:
+        """The name of the tensor that a module's parameter comes from; None where that is open.
+
+        A checkpoint may have another word for it: where no name fits, it is the one tensor of that
+        shape outside blocks `besides` a known one.
+        """
         last = path.removeprefix("model.")
         fits = [n for n, there in self.shapes.items() if there == shape and block_of(n) is None]
-        fits = [name for name in fits if name.endswith(last) or last.endswith(name)]
-        return fits[0] if len(fits) == 1 else None
+        named = [name for name in fits if name.endswith(last) or last.endswith(name)]
+        others = [name for name in fits if besides is not None and name != besides]
+        found = named or others
+        return found[0] if len(found) == 1 else None
 
 
 def row_slices(rows: int) -> list[tuple[int, int]]:

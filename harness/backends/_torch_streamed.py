@@ -198,9 +198,13 @@ class StreamedTorch:
         found = {}
         modules = self._model.get_input_embeddings(), self._model.get_output_embeddings()
         for part, module in zip((EMBEDDING, LOGITS), modules, strict=True):
-            name = self._shards.table(f"{paths[module]}.weight", tuple(module.weight.shape))
-            if name is None and part == LOGITS:
-                name = found[EMBEDDING][0]  # tied
+            tied = part == LOGITS and self._model.config.get_text_config().tie_word_embeddings
+            besides = found[EMBEDDING][0] if part == LOGITS and not tied else None
+            name = self._shards.table(
+                f"{paths[module]}.weight", tuple(module.weight.shape), besides
+            )
+            if name is None and tied:
+                name = found[EMBEDDING][0]
             if name is None:
                 raise ReferenceUnavailable(
                     f"the table of {paths[module]} is not found in {self._files.folder}"
