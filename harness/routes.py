@@ -35,10 +35,9 @@ def measured(comparison: Comparison, seen: Observation, actual: np.ndarray) -> M
     kept = np.ones(len(same), bool)
     if seen.close is not None and actual.shape == seen.oracle.shape:
         # Another route may take other experts where the choice is within noise; all tokens after
-        # such a one attend to it.
-        off = np.flatnonzero(position_rms(actual, seen.oracle) > limit * noise * rms(seen.oracle))
-        if off.size and seen.close[off[0]]:
-            kept[off[0] :] = False
+        # such a one attend to it. Those before it count, off or not.
+        off = position_rms(actual, seen.oracle) > limit * noise * rms(seen.oracle)
+        kept = ~np.logical_or.accumulate(off & seen.close)
     if kept.all():
         error = relative_error(actual, seen.oracle)
         token = first_bad_token(actual, seen.oracle, noise, limit)
