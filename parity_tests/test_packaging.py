@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
 COMPARE = "python3 ci/environment.py harness compare --model golden/models/tiny-llama"
-TESTS = "python3 ci/environment.py pytest"
+TESTS = "python3 ci/environment.py pytest -n auto --dist worksteal"
 
 PLATFORMS = [
     {"sys_platform": system.lower(), "platform_system": system, "platform_machine": machine}
