@@ -105,10 +105,10 @@ class Experts(nn.Module):
 
         def product(matrix: str, rows: mx.array) -> mx.array:
             y = expert_linear(rows, self[matrix], experts, order is not None)
-            return y + self[f"{matrix}_bias"][experts][:, None] if self._spec.bias else y
+            return y + self[f"{matrix}_bias"][experts] if self._spec.bias else y
 
-        rows = x.reshape(B * T, 1, -1)[tokens]  # (N, 1, C)
-        gate, up = product("gate", rows), product("up", rows)  # (N, 1, F)
+        rows = x.reshape(B * T, -1)[tokens]  # (N, C)
+        gate, up = product("gate", rows), product("up", rows)  # (N, F)
         if self._spec.clamp is not None:
             limit = mx.array(self._spec.clamp, gate.dtype)
             gate, up = mx.minimum(gate, limit), mx.clip(up, -limit, limit)
@@ -117,7 +117,7 @@ class Experts(nn.Module):
         y = product("down", self._activation(gate) * up)
         if order is not None:
             y = y[mx.argsort(order)]
-        return y.reshape(B, T, k, -1)  # (N, 1, C) -> (B, T, k, C)
+        return y.reshape(B, T, k, -1)  # (N, C) -> (B, T, k, C)
 
 
 def in_top_groups(scores: mx.array, spec: MoESpec) -> mx.array:
@@ -143,10 +143,21 @@ def choose(scores: mx.array, count: int) -> mx.array:
 def expert_linear(
     x: mx.array, weight: mx.array | PackedExperts, experts: mx.array, in_order: bool = False
 ) -> mx.array:
-    """Row n of (N, 1, in) times the matrix of expert n, of (E, out, in) -> (N, 1, out).
+    """Row n of (N, in) times the matrix of expert n, of (E, out, in) -> (N, out).
 
     `in_order` says that `experts` (N,) ascend, which is faster on a GPU.
     """
+    # MLX's product of sorted rows takes the stride of the second last axis for that of the rows,
+    # also where this axis has one element and any stride. Only a reshape of whole rows sets it.
+    # https://github.com/ml-explore/mlx/issues/4253
+    rows = mx.contiguous(x).reshape(len(x), 1, -1)
+    return _product(rows, weight, experts, in_order).squeeze(-2)
+
+
+def _product(
+    x: mx.array, weight: mx.array | PackedExperts, experts: mx.array, in_order: bool
+) -> mx.array:
+    """(N, 1, in) -> (N, 1, out)"""
     if isinstance(weight, PackedExperts):
         return weight(x, experts, in_order)
     if x.dtype != mx.float32 and device_name() == "cpu":
@@ -154,6 +165,6 @@ def expert_linear(
         # lower dtype is; it costs a copy of the matrices, or of those used if few.
         if experts.size < weight.shape[0]:
             weight, experts = weight[experts], mx.arange(experts.size)
-        y = expert_linear(x.astype(mx.float32), weight.astype(mx.float32), experts, in_order)
+        y = _product(x.astype(mx.float32), weight.astype(mx.float32), experts, in_order)
         return y.astype(x.dtype)
     return mx.gather_mm(x, weight.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=in_order)

@@ -75,7 +75,7 @@ class PackedExperts(nn.Module):
         _fill(self, shape)
 
     def __call__(self, x: mx.array, experts: mx.array, in_order: bool) -> mx.array:
-        """Row n of (N, 1, in) times the matrix of expert n -> (N, 1, out); see `expert_linear`."""
+        """Row n of (N, 1, in) times the matrix of expert n -> (N, 1, out)."""
         return _multiply(mx.gather_qmm, x, self, rhs_indices=experts, sorted_indices=in_order)
 
 

@@ -274,14 +274,32 @@ class TestExpertLinear:
     @pytest.mark.parametrize("rows", [2, 12])
     def test_lower_dtypes_round_the_product_once(self, dtype, rows):
         """Few rows and many, of which the CPU build copies other matrices."""
-        x = mx.random.normal((rows, 1, 16), key=mx.random.key(1)).astype(dtype)
+        x = mx.random.normal((rows, 16), key=mx.random.key(1)).astype(dtype)
         weight = mx.random.normal((5, 7, 16), key=mx.random.key(2)).astype(dtype)
         experts = mx.sort(mx.arange(rows) * 3 % 5)
         found = expert_linear(x, weight, experts, True)
-        exact = x.astype(mx.float32) @ weight.astype(mx.float32)[experts].swapaxes(1, 2)
+        exact = x[:, None].astype(mx.float32) @ weight.astype(mx.float32)[experts].swapaxes(1, 2)
+        exact = exact.squeeze(1)
         assert found.dtype == dtype
-        assert found.shape == (rows, 1, 7)
+        assert found.shape == (rows, 7)
         assert close(found, np.array(exact), mx.finfo(dtype).eps)
+
+    @pytest.mark.parametrize(
+        "view",
+        [
+            lambda x: mx.contiguous(x.T).T,
+            lambda x: mx.repeat(x, 2, axis=0)[::2],
+            lambda x: x[:, None] + mx.zeros((16,)),  # (N, 1, 16), its middle axis of any stride
+        ],
+        ids=["turned", "every second", "an axis put in"],
+    )
+    def test_rows_may_lie_in_memory_as_they_like(self, view):
+        x = mx.random.normal((12, 16), key=mx.random.key(1))
+        weight = mx.random.normal((5, 7, 16), key=mx.random.key(2))
+        experts = mx.sort(mx.arange(12) * 3 % 5)
+        exact = (x[:, None] @ weight[experts].swapaxes(1, 2)).squeeze(1)
+        found = expert_linear(view(x).reshape(12, 16), weight, experts, True)
+        assert close(found, np.array(exact), 1e-5)
 
     def test_a_token_alone_is_the_token_among_others(self):
         moe, _ = filled(MoESpec(7, 3, F, "silu"), 4)
