@@ -151,4 +151,5 @@ def _told(verdict: Verdict) -> dict[str, Any]:
 
 def _without(place: Path, error: object) -> str:
     """An error without the path of a folder that is gone by the time it is read."""
-    return str(error).replace(f" {place}", "").replace(str(place), "the model")
+    text = str(error).replace(f"{place}/", "")
+    return text.replace(f" {place}", "").replace(str(place), "the model")
