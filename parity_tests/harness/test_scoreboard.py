@@ -95,7 +95,7 @@ def test_clean_runs_have_seeds_of_their_own():
 def test_some_faults_may_be_named():
     tasks = plan(["gpt2/plain"], ["engine"], seeds=1, clean_seeds=1, faults=["rotary.backwards"])
     assert [t["faults"] for t in tasks] == [["rotary.backwards"], [], [], []]
-    with pytest.raises(BadOption, match="--faults 'rotary.sideways': harness faults list"):
+    with pytest.raises(BadOption, match=r"--faults 'rotary.sideways': harness faults list"):
         plan(["gpt2/plain"], ["engine"], seeds=1, clean_seeds=0, faults=["rotary.sideways"])
 
 
