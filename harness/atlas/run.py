@@ -22,6 +22,7 @@ from ..sweep import Progress, sweep
 from ..types import ERROR, FAIL, Verdict
 from . import spelling
 from .families import Family, chosen
+from .names import rename
 from .recipes import recipe_of
 from .rows import CANNOT_LOAD, NEW, OLD, Row, rows_of
 from .tiny import CannotBuild, parameters, tiny_configs, written
@@ -94,7 +95,7 @@ def _judged_in_both(
     count = sum(math.prod(shape) for shape in parameters(config).values())
     files = {NEW: written(config)}
     recipe = recipe_of(family)
-    older = None if OLD in recipe.without else spelling.old(files[NEW], recipe)
+    older = spelling.old(files[NEW], recipe)
     if older is not None and spelling.same_meaning(files[NEW], older):
         files[OLD] = older
         if variant not in ONCE:
@@ -106,6 +107,8 @@ def _judged_in_both(
         known: dict[str, Any] = {"parameters": count}
         try:
             write_model(place, document)
+            if how == OLD and recipe.renamed:
+                rename(place, recipe)
         except Exception as error:  # of transformers' code, for a configuration of ours
             reason = f"transformers makes no model: {type(error).__name__}: {one_line(error)}"
             yield Row(family, variant, how, ERROR, reason=reason, **known)
