@@ -115,6 +115,8 @@ def _findings(atlas: Atlas) -> Iterator[str]:
             names = ", ".join(sorted({row.family for row in rows}))
             yield f'<h3 id="n-{number}">{number}. {escape(waiver.title)}</h3>'
             yield f"<p>{escape(waiver.reason)} <code>{escape(waiver.where)}</code></p>"
+            if waiver.confirmed:
+                yield f"<p>Confirmed: {escape(waiver.confirmed)}</p>"
             yield f'<p class="dim">{escape(names)}</p>'
 
 
