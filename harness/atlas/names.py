@@ -27,15 +27,13 @@ def rename(folder: Path, recipe: Recipe) -> None:
 
 
 def renamed(tensors: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """`names` are regular expressions and what takes their place; a tensor left without a name is
-    left out. `stacked` makes one gate_up_proj (E, 2F, C) and one down_proj (E, C, F) of all
-    experts of a block."""
+    """`names` are regular expressions and what takes their place. `stacked` makes one gate_up_proj
+    (E, 2F, C) and one down_proj (E, C, F) of all experts of a block."""
     found = {}
     for name, tensor in tensors.items():
         for pattern, other in recipe.names:
             name = re.sub(pattern, other, name)
-        if name:
-            found[name] = tensor
+        found[name] = tensor
     return _stacked(found) if recipe.stacked else found
 
 

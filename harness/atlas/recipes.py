@@ -12,9 +12,11 @@ transformers 5), `left_out` (why nothing is attempted), and `why`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,12 @@ class Recipe:
     @property
     def renamed(self) -> bool:
         return bool(self.names) or self.stacked
+
+    @property
+    def digest(self) -> str:
+        """Of what results depend on."""
+        known = {name: value for name, value in asdict(self).items() if value and name != "why"}
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @cache

@@ -35,11 +35,15 @@ ONCE = (PLAIN,)  # variants that are judged in the new spelling where there is a
 
 
 def plan(families: Sequence[Family], candidate: str, keep: Path | None = None) -> list[Task]:
-    """A task for every family that is attempted; versions are part of it, so that results of other
-    ones are not taken for these."""
+    """A task for every family that is attempted; versions and its recipe are part of it, so that
+    results of other ones are not taken for these."""
     versions = {name: version(name) for name in PACKAGES}
     common = {"candidate": candidate, "versions": versions, "keep": str(keep) if keep else None}
-    return [{"family": f.name, **common} for f in families if f.left_out is None]
+    return [
+        {"family": f.name, "recipe": recipe_of(f.name).digest, **common}
+        for f in families
+        if f.left_out is None
+    ]
 
 
 def make(

@@ -1,4 +1,4 @@
-"""config.json as it was written before transformers 5, from what it writes now: the old spelling.
+"""config.json as it was written before transformers 5, from what it writes now.
 
 Old and new mean the same to transformers: `same_meaning` asks it, and where it says no, there is no
 old spelling of that model.

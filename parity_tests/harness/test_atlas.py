@@ -83,8 +83,8 @@ def test_tensors_get_the_names_of_the_hub():
         for e in range(11)
         for n, part in enumerate(("gate", "up", "down"))
     }
-    recipe = Recipe(names=(("^transformer\\.", ""), (".*unused.*", "")), stacked=True)
-    found = names.renamed({"transformer.h": 1, "unused": 2, **experts}, recipe)
+    recipe = Recipe(names=(("^transformer\\.", ""),), stacked=True)
+    found = names.renamed({"transformer.h": 1, **experts}, recipe)
     assert set(found) == {"h", "a.experts.gate_up_proj", "a.experts.down_proj"}
     assert found["a.experts.gate_up_proj"].shape == (11, 4, 3)  # (E, 2F, C)
     assert found["a.experts.gate_up_proj"][10, :, 0].tolist() == [100, 100, 101, 101]
@@ -194,6 +194,16 @@ def test_a_family_judged(monkeypatch):
     assert rows[PLAIN, OLD]["outcome"] == "pass"
     assert rows[PLAIN, NEW]["outcome"] == CANNOT_LOAD
     assert "rope_theta" in rows[PLAIN, NEW]["reason"]
+
+
+def test_results_of_another_recipe_are_not_taken(monkeypatch):
+    known = families.chosen("mlx-lm", ["gpt2"])
+    recipe = recipes.recipe_of("gpt2")
+    tasks = []
+    for other in (recipe, replace(recipe, why="other words"), replace(recipe, also={"n_ctx": 8})):
+        monkeypatch.setattr(run, "recipe_of", lambda family, other=other: other)
+        tasks += run.plan(known, "mlx-lm")
+    assert tasks[0] == tasks[1] != tasks[2]
 
 
 def test_a_family_that_takes_too_much_is_a_row():
