@@ -19,6 +19,7 @@ from .subject import Subject, Weights, differences, subject_of, weights_of
 from .userdata import certificate_folder
 
 SCHEMA = "harness.certificate/1"
+NONE = "there is no parity certificate for this model"
 MIXED = "mixed"  # the dtype of a model whose tensors are stored in several
 
 
@@ -77,7 +78,7 @@ def standing(
         if _concerns(certificate, files):
             near.append(certificate)
     if not near:
-        return Standing(None, ("there is no parity certificate for this model", *reasons))
+        return Standing(None, (NONE, *reasons))
     here = subject_of(files, device)
     objections = []
     for certificate in near:
