@@ -96,7 +96,10 @@ def read_certificate(path: Path) -> Certificate:
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {content['schema']!r}, not {SCHEMA!r}")
     model = content["model"]
-    weights = tuple(Weights(w["file"], w["bytes"], w["sha256"]) for w in model["weights"])
+    weights = tuple(
+        Weights(_text(each["file"]), each["bytes"], _text(each["sha256"]))
+        for each in model["weights"]
+    )
     if not weights:
         raise ValueError("it names no weights")
     return Certificate(
@@ -122,9 +125,8 @@ def stored_dtype(files: ModelFiles) -> str:
 
 
 def _files() -> list[Path]:
-    """Certificate files, in the order of their names; hidden ones are no certificates."""
-    folder = certificate_folder()
-    return sorted(p for p in folder.glob("*.json") if not p.name.startswith("."))
+    """What may be certificates, in the order of their names."""
+    return sorted(certificate_folder().glob("*.json"))
 
 
 def _concerns(certificate: Certificate, files: ModelFiles) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,26 +31,24 @@ class Facts:
 
 def facts_of(files: ModelFiles) -> Facts:
     """Read headers, and hashes as far as they are remembered; what is wrong is `problem`."""
-    from .certificate import standing
+    from .certificate import Standing, standing
 
     family, parameters, dtypes, problem = files.config.get("model_type"), 0, set(), None
+    found = Standing(None)
     try:
         parameters, dtypes = _headers(files)
-        _spec(files)
-    except EngineError as error:
-        problem = str(error)
-    proven, reasons = False, ()
-    if problem is None:
+        _check_supported(files)
         found = standing(files, read=False)
-        proven, reasons = found.proven, found.reasons
+    except (EngineError, OSError) as error:
+        problem = str(error)
     return Facts(
         family=family if isinstance(family, str) else "unknown",
         parameters=parameters,
         dtype=", ".join(sorted(dtypes)) or "unknown",
         quantisation=packing_of(files.config),
         problem=problem,
-        proven=proven,
-        reasons=reasons,
+        proven=found.proven,
+        reasons=found.reasons,
     )
 
 
@@ -64,15 +63,13 @@ def packing_of(config: Mapping[str, Any]) -> str | None:
 
 def _headers(files: ModelFiles) -> tuple[int, set[str]]:
     """How many numbers are stored, and in which floating-point dtypes."""
-    import math
-
     from .weights import floating_dtypes, shapes_of
 
     count = sum(math.prod(shape) for shape in shapes_of(files.weights).values())
     return count, floating_dtypes(files.weights)
 
 
-def _spec(files: ModelFiles) -> None:
+def _check_supported(files: ModelFiles) -> None:
     """Raise where the engine has no such family, or not all that the configuration asks for."""
     from .architectures import decoder_spec
     from .config import Config

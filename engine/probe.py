@@ -95,7 +95,7 @@ def _mlx(files: ModelFiles, dtype: str | None, device: str | None) -> Loading:
     try:
         loaded = load(files, dtype=dtype)
         rows = loaded.spec.vocab
-        logits = prefill(loaded.decoder, range(min(8, rows)), make_cache(loaded.spec))
+        logits = prefill(loaded.decoder, [*range(min(8, rows))], make_cache(loaded.spec))
     except EngineError as error:
         yield Finding(STOPS, "model", str(error))
         return None
