@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 AUTO, MLX, TORCH = "auto", "mlx", "torch"
 BACKENDS = (AUTO, MLX, TORCH)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def choose_backend(
     """
     if asked not in BACKENDS:
         raise BackendUnavailable(f"backend {asked!r} is not one of {', '.join(BACKENDS)}")
+    if dtype not in (None, *DTYPES):
+        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if asked == TORCH:
         if missing := _missing():
             raise BackendUnavailable(

@@ -17,7 +17,6 @@ from .generate import Timing, check_prompt
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
-DTYPES = ("float32", "bfloat16", "float16")
 PACKED = ("quantization", "quantization_config")  # mlx-lm's; transformers gets matrices unpacked
 
 
@@ -29,8 +28,6 @@ class TorchModel:
 
     def __init__(self, files: ModelFiles, dtype: str | None, device: str | None) -> None:
         """Raises BackendUnavailable, MetalNotAvailable, and what weights raise."""
-        if dtype is not None and dtype not in DTYPES:
-            raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         torch, transformers = _quiet_imports()
         self._torch, self._files = torch, files
         self.device = _device(torch, device)
