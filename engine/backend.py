@@ -79,7 +79,8 @@ def choose_backend(
         return Choice(
             MLX, f"parity certificate {proof.path}, until {proof.expires:%Y-%m-%d}{limits}"
         )
-    ways = f"--backend mlx runs it all the same; harness certify --model {files.name} may prove it"
+    certify = f"harness certify --model {files.name}" + (f" --dtype {dtype}" if dtype else "")
+    ways = f"--backend mlx runs it all the same; {certify} may prove it"
     if missing := _missing():
         raise BackendUnavailable(
             f"backend auto: MLX is not proven on {files.name} ({'; '.join(found.reasons)}), and "
