@@ -77,7 +77,7 @@ def choose_backend(
         proof = found.certificate
         limits = "" if proof.calibrated else ", by limits that are not calibrated for this device"
         return Choice(
-            MLX, f"parity certificate {proof.path}, until {proof.expires:%Y-%m-%d}{limits}"
+            MLX, f"by certificate {proof.path.name}, until {proof.expires:%Y-%m-%d}{limits}"
         )
     certify = f"harness certify --model {files.name}" + (f" --dtype {dtype}" if dtype else "")
     ways = f"--backend mlx runs it all the same; {certify} may prove it"
