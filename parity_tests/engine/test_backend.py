@@ -41,6 +41,33 @@ def test_other_weights_give_other_tokens(tiny_llama, quantised_model):
     assert tokens(tiny_llama, "torch") != tokens(quantised_model("llama", "llama3"), "torch")
 
 
+def test_experts_kept_as_mxfp4_run_on_both(random_model, tmp_path):
+    """Blocks and scales in the checkpoint, matrices in transformers."""
+    import mlx.core as mx
+
+    source = random_model("gpt_oss", "plain", hidden_size=64, intermediate_size=64)
+    tensors = dict(mx.load(str(source / "model.safetensors")))
+    for name in [name for name in tensors if name.endswith("_proj") and "experts" in name]:
+        E, _, out = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = mx.random.randint(0, 256, (E, out, 2, 16)).astype(mx.uint8)
+        tensors[f"{name}_scales"] = mx.full((E, out, 2), 122, dtype=mx.uint8)
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    assert tokens(tmp_path, "torch") == tokens(tmp_path, "mlx")
+
+
+def test_a_missing_tensor_is_no_random_one(tmp_path, tiny_llama):
+    """transformers makes up what a checkpoint lacks."""
+    import mlx.core as mx
+
+    tensors = dict(mx.load(str(tiny_llama / "model.safetensors")))
+    del tensors["model.norm.weight"]
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    (tmp_path / "config.json").write_bytes((tiny_llama / "config.json").read_bytes())
+    with pytest.raises(BackendUnavailable, match=r"misses parameter 'model.norm.weight'"):
+        tokens(tmp_path, "torch")
+
+
 def test_learned_positions_end_both_alike(tmp_path):
     gpt2 = ROOT / "golden" / "models" / "tiny-gpt2"
     prompt = [1] * 254  # of 256 positions: tokens 255 and 256, and one predicted behind them
