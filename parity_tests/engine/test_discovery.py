@@ -74,9 +74,11 @@ def test_snapshots_that_no_branch_names_are_named_by_their_path(home):
     cache = home / ".cache" / "huggingface" / "hub"
     snapshot(cache, "owner/name", "a" * 40, LLAMA)
     snapshot(cache, "owner/name", "b" * 40, GPT2, main=False)
+    snapshot(cache, "gpt2", "c" * 40, GPT2)  # of the time before owners: no id that --model takes
     old = f"~/.cache/huggingface/hub/models--owner--name/snapshots/{'b' * 40}"
-    assert found() == {"owner/name": "safetensors", old: "npz"}
-    assert find_model(old).weights[0].name == "model.npz"
+    plain = f"~/.cache/huggingface/hub/models--gpt2/snapshots/{'c' * 40}"
+    assert found() == {"owner/name": "safetensors", old: "npz", plain: "npz"}
+    assert find_model(old).weights[0].name == find_model(plain).weights[0].name == "model.npz"
 
 
 def ollama(root: Path, name: str, tag: str, blob: bytes, owner: str = "library") -> None:
