@@ -46,4 +46,4 @@ class BackendUnavailable(EngineError):
 
 
 class MetalNotAvailable(BackendUnavailable):
-    """A GPU was asked for and what runs the model has none."""
+    """A GPU was asked for and MLX has none."""

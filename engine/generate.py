@@ -1,6 +1,6 @@
 """Greedy generation, token by token: prefill in chunks, then decode one step ahead.
 
-Nothing here knows text; `commands/generate.py` joins tokens and tokenizer.
+Nothing here knows text; `cli.py` joins tokens and tokenizer.
 """
 
 from __future__ import annotations
