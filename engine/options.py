@@ -12,9 +12,7 @@ ModelOption = Annotated[
     typer.Option("--model", help="Folder, .npz or .safetensors file, golden name or Hub id."),
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; default as stored.")
-]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as stored.")]
 Device = Annotated[str | None, typer.Option(help="cpu or gpu; default MLX's own.")]
 Backend = Annotated[
     str,

@@ -23,10 +23,7 @@ from . import meta, npz, safetensors
 from .arrange import arrange
 from .npz import CONFIG_KEY
 
-__all__ = [
-    "CONFIG_KEY",
-    "arrange",
-    "floating_dtypes", "read_weights", "shapes_of", "write_weights"]
+__all__ = ["CONFIG_KEY", "arrange", "floating_dtypes", "read_weights", "shapes_of", "write_weights"]
 
 _FORMATS = {".npz": npz, ".safetensors": safetensors}
 
