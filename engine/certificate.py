@@ -19,6 +19,7 @@ from .subject import Subject, Weights, differences, subject_of, weights_of
 from .userdata import certificate_folder
 
 SCHEMA = "harness.certificate/1"
+NONE = "there is no parity certificate for this model"
 MIXED = "mixed"  # the dtype of a model whose tensors are stored in several
 
 
@@ -77,7 +78,7 @@ def standing(
         if _concerns(certificate, files):
             near.append(certificate)
     if not near:
-        return Standing(None, ("there is no parity certificate for this model", *reasons))
+        return Standing(None, (NONE, *reasons))
     here = subject_of(files, device)
     objections = []
     for certificate in near:
@@ -95,7 +96,10 @@ def read_certificate(path: Path) -> Certificate:
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {content['schema']!r}, not {SCHEMA!r}")
     model = content["model"]
-    weights = tuple(Weights(w["file"], w["bytes"], w["sha256"]) for w in model["weights"])
+    weights = tuple(
+        Weights(_text(each["file"]), each["bytes"], _text(each["sha256"]))
+        for each in model["weights"]
+    )
     if not weights:
         raise ValueError("it names no weights")
     return Certificate(
@@ -121,9 +125,8 @@ def stored_dtype(files: ModelFiles) -> str:
 
 
 def _files() -> list[Path]:
-    """Certificate files, in the order of their names; hidden ones are no certificates."""
-    folder = certificate_folder()
-    return sorted(p for p in folder.glob("*.json") if not p.name.startswith("."))
+    """What may be certificates, in the order of their names."""
+    return sorted(certificate_folder().glob("*.json"))
 
 
 def _concerns(certificate: Certificate, files: ModelFiles) -> bool:

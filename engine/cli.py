@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-COMMANDS = ("generate", "chat", "convert")  # in the order of `engine --help`; a-b stands in a_b.py
+# In the order of `engine --help`; a-b stands in a_b.py.
+COMMANDS = ("generate", "chat", "list", "discover", "probe", "bench", "convert", "gpu-info")
 
 app = typer.Typer(
     help="Run language models on Apple MLX.",

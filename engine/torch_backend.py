@@ -30,9 +30,9 @@ class TorchModel:
 
     def __init__(self, files: ModelFiles, dtype: str | None, device: str | None) -> None:
         """Raises BackendUnavailable, MetalNotAvailable, and what weights raise."""
-        torch, transformers = _quiet_imports()
         if dtype is not None and dtype not in DTYPES:
             raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        torch, transformers = _quiet_imports()
         self._torch, self._files = torch, files
         self.device = _device(torch, device)
         try:
