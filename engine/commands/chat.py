@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -129,21 +131,37 @@ def _answer(
     from ..answer import Answer
 
     answer, pieces, note = Answer(tokenizer, skip_special=True), [], ""
-    try:
-        for step in running.steps(
-            tokenizer.chat(messages), max_tokens, stop=tokenizer.eos_ids, sampling=sampling
-        ):
-            pieces.append(answer.push(step.token))
-            print(pieces[-1], end="", flush=True)
-        if answer.stopped_by is None:
-            note = f"(ends here after {len(pieces)} tokens: --max-tokens allows more)"
-    except KeyboardInterrupt:
-        note = "(stopped)"
-    pieces.append(answer.finish())
-    print(pieces[-1], flush=True)
-    if note:
-        print(note, file=sys.stderr)
+    with _one_interrupt():
+        try:
+            for step in running.steps(
+                tokenizer.chat(messages), max_tokens, stop=tokenizer.eos_ids, sampling=sampling
+            ):
+                pieces.append(answer.push(step.token))
+                print(pieces[-1], end="", flush=True)
+            if answer.stopped_by is None:
+                note = f"(ends here after {len(pieces)} tokens: --max-tokens allows more)"
+        except KeyboardInterrupt:
+            note = "(stopped)"
+        pieces.append(answer.finish())
+        print(pieces[-1], flush=True)
+        if note:
+            print(note, file=sys.stderr)
     return "".join(pieces)
+
+
+@contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """A second Ctrl-C in here, of one who is impatient, does not end the program."""
+
+    def interrupt(signal_number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _messages(terminal: bool) -> Iterator[str]:
