@@ -7,14 +7,15 @@ model as PyTorch does, and PyTorch itself elsewhere.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import BackendUnavailable
 from .files import ModelFiles
 
 if TYPE_CHECKING:
+    from .generate import Step
     from .tokenizer import Tokenizer
 
 AUTO, MLX, TORCH = "auto", "mlx", "torch"
@@ -34,16 +35,20 @@ class Choice:
 class Running:
     """A model ready to run, whatever runs it.
 
-    `generate(prompt, max_tokens, stop=, timing=)` is that of `engine/generate.py` without its
-    decoder. `peak_memory` gives bytes; `device` is "cpu", "metal", "cuda" or "mps".
+    `steps(prompt, max_tokens, ...)` is that of `engine/generate.py` without its feed. `peak_memory`
+    gives bytes; `device` is "cpu", "metal", "cuda" or "mps".
     """
 
     backend: str
     device: str
     vocab: int
     tokenizer: Callable[[], Tokenizer]
-    generate: Callable[..., Iterator[int]]
+    steps: Callable[..., Iterator[Step]]
     peak_memory: Callable[[], int]
+
+    def generate(self, prompt: Sequence[int], max_tokens: int, **wishes: Any) -> Iterator[int]:
+        """The tokens of `steps` alone."""
+        return (step.token for step in self.steps(prompt, max_tokens, **wishes))
 
 
 def choose_backend(
@@ -101,11 +106,9 @@ def open_model(
 
         model = TorchModel(files, dtype, device)
         return Running(
-            TORCH, model.device, model.rows, model.tokenizer, model.generate, model.peak_memory
+            TORCH, model.device, model.rows, model.tokenizer, model.steps, model.peak_memory
         )
-    from functools import partial
-
-    from .generate import generate
+    from .generate import DecoderFeed, steps
     from .model import load
     from .runtime import device_name, peak_memory
 
@@ -115,7 +118,7 @@ def open_model(
         device_name(),
         loaded.spec.vocab,
         lambda: loaded.tokenizer,
-        partial(generate, loaded.decoder),
+        lambda *given, **wishes: steps(DecoderFeed(loaded.decoder), *given, **wishes),
         peak_memory,
     )
 

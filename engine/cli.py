@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 # In the order of `engine --help`; a-b stands in a_b.py.
-COMMANDS = ("generate", "list", "discover", "probe", "bench", "convert", "gpu-info")
+COMMANDS = ("generate", "chat", "list", "discover", "probe", "bench", "convert", "gpu-info")
 
 app = typer.Typer(
     help="Run language models on Apple MLX.",

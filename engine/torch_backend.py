@@ -6,13 +6,14 @@ model's folder is not run, and pickles are not read. Prompts and text are the en
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
 
 from .errors import BackendUnavailable, EngineError, MetalNotAvailable
 from .files import ModelFiles
-from .generate import Timing, check_prompt
+from .generate import Step, steps
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -50,35 +51,9 @@ class TorchModel:
         check_fits(tokenizer.max_id, self.rows, self._files.folder)
         return tokenizer
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        max_tokens: int,
-        *,
-        stop: Collection[int] = (),
-        timing: Timing | None = None,
-    ) -> Iterator[int]:
-        """As `engine.generate.generate`: greedy, up to and including a token of `stop`.
-
-        A model without a cache of keys is fed everything for every token.
-        """
-        room = self._room()
-        check_prompt(prompt, self.rows, room)
-        if room is not None:
-            max_tokens = min(max_tokens, room - len(prompt) + 1)
-        timing = timing if timing is not None else Timing()
-        begin, known, past = time.perf_counter(), list(prompt), None
-        for n in range(max_tokens):
-            token, past = self._next(known if past is None else known[-1:], past)
-            timing.last = time.perf_counter()
-            timing.tokens += 1
-            if n == 0:
-                timing.first = timing.last
-                timing.prompt_tokens, timing.prompt_seconds = len(prompt), timing.first - begin
-            known.append(token)
-            yield token
-            if token in stop:
-                return
+    def steps(self, prompt: Sequence[int], max_tokens: int, **wishes: Any) -> Iterator[Step]:
+        """As `engine.generate.steps`."""
+        return steps(_Feed(self, self._room()), prompt, max_tokens, **wishes)
 
     def peak_memory(self) -> int:
         """Bytes held at most: by PyTorch on CUDA, else by this process."""
@@ -88,8 +63,8 @@ class TorchModel:
 
         return peak_resident()
 
-    def _next(self, tokens: list[int], past: Any) -> tuple[int, Any]:
-        """The best token after `tokens`, which follow what `past` holds; ties: the lowest id."""
+    def after(self, tokens: list[int], past: Any) -> tuple[Any, Any]:
+        """Logits (V,) float32 after `tokens`, which follow what `past` holds; what holds all."""
         torch = self._torch
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=self.device)
@@ -101,8 +76,7 @@ class TorchModel:
                     f"transformers cannot run {self._files.folder}: {_line(error)} "
                     "(--debug shows where)"
                 ) from error
-            best = int(out.logits[0, -1].float().argmax())
-        return best, getattr(out, "past_key_values", None)
+            return out.logits[0, -1].float().cpu(), getattr(out, "past_key_values", None)
 
     def _room(self) -> int | None:
         """How many positions there are where they are learned, of families that the engine has."""
@@ -113,6 +87,27 @@ class TorchModel:
             return decoder_spec(Config(self._files.config)).learned_positions
         except EngineError:
             return None
+
+
+class _Feed:
+    """A model without a cache of keys is fed everything for every token."""
+
+    ahead = False
+
+    def __init__(self, model: TorchModel, room: int | None) -> None:
+        self.vocab, self.room, self._model = model.rows, room, model
+
+    def begin(self, prompt: Sequence[int]) -> mx.array:
+        self._known, self._past = list(prompt), None
+        return self._fed(self._known)
+
+    def next(self, token: mx.array) -> mx.array:
+        self._known.append(int(token.item()))  # type: ignore[arg-type]
+        return self._fed(self._known if self._past is None else self._known[-1:])
+
+    def _fed(self, tokens: list[int]) -> mx.array:
+        logits, self._past = self._model.after(tokens, self._past)
+        return mx.array(logits.numpy())
 
 
 def _quiet_imports() -> tuple[Any, Any]:
@@ -188,7 +183,6 @@ def _tensors(torch: Any, files: ModelFiles, dtype: str | None) -> dict[str, Any]
 
 def _tensor(torch: Any, array: Any) -> Any:
     """An mlx array as a torch tensor, bit for bit."""
-    import mlx.core as mx
     import numpy as np
 
     if array.dtype == mx.bfloat16:
