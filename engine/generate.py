@@ -87,11 +87,11 @@ def generate(
     begin = time.perf_counter()
     cache = make_cache(decoder.spec)
     token = _best(prefill(decoder, prompt, cache))
-    edges, found = edges(decoder.spec), []
+    ends, found = edges(decoder.spec), []
     for n in range(max_tokens):
         # The next step is queued before this token is read back.
         ahead = None
-        if n + 1 < max_tokens and len(prompt) + n in edges:
+        if n + 1 < max_tokens and len(prompt) + n in ends:
             cache, known = make_cache(decoder.spec), [*prompt, *found, _id(token)]
             ahead = _best(prefill(decoder, known, cache))
         elif n + 1 < max_tokens:

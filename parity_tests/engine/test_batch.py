@@ -115,7 +115,8 @@ def test_rows_on_both_sides_of_the_trained_length_have_periods_of_their_own(
         np.array(decoder(mx.array(row[None, n:])))[0] for row, n in zip(ids, padding, strict=True)
     ]
     assert worst(in_pieces(decoder, mx.array(ids), padding, [total]), rows, padding) < 2e-5
-    one_for_all = [
-        np.array(decoder(mx.array(row[None, n:]), length=total))[0] for row, n in zip(ids, padding)
+    longest = [
+        np.array(decoder(mx.array(row[None, n:]), length=total))[0]
+        for row, n in zip(ids, padding, strict=True)
     ]
-    assert worst(one_for_all, rows, [0] * len(rows)) > 1e-3, "the longest row's periods show"
+    assert worst(longest, rows, [0] * len(rows)) > 1e-3, "the longest row's periods show"
