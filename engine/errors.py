@@ -51,3 +51,15 @@ class BackendUnavailable(EngineError):
 
 class MetalNotAvailable(BackendUnavailable):
     """A GPU was asked for and MLX has none."""
+
+
+class QueueFull(EngineError):
+    """More requests wait than may; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(EngineError):
+    """The server finishes what it has begun and takes nothing new."""

@@ -111,7 +111,7 @@ class DecoderFeed:
 
     def __init__(self, decoder: Decoder) -> None:
         self.vocab, self.room = decoder.spec.vocab, decoder.spec.learned_positions
-        self._decoder, self._edges = decoder, _edges(decoder.spec)
+        self._decoder, self._edges = decoder, edges(decoder.spec)
         self._length = 0  # of what was fed
         self._known: list[mx.array] = []  # the same, where it may have to be fed again
 
@@ -221,7 +221,7 @@ def _step(chosen: tuple[mx.array, ...]) -> Step:
     return Step(_id(token), float(logprob.item()), tuple(likeliest))  # type: ignore[arg-type]
 
 
-def _edges(spec: DecoderSpec) -> set[int]:
+def edges(spec: DecoderSpec) -> set[int]:
     """The lengths that are the last of LongRoPE's short factors."""
     ropes = [block.attention.rope for block in spec.blocks]
     return {r.original_length or 0 for r in ropes if r is not None and r.type == "longrope"}
