@@ -47,3 +47,27 @@ class BackendUnavailable(EngineError):
 
 class MetalNotAvailable(BackendUnavailable):
     """A GPU was asked for and MLX has none."""
+
+
+class InvalidRequest(EngineError):
+    """A request says something that cannot be done, or that nothing here knows."""
+
+
+class ModelNotServed(EngineError):
+    """A request names another model than the one that is served."""
+
+
+class QueueFull(EngineError):
+    """More requests wait than may; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(EngineError):
+    """The server finishes what it has begun and takes nothing new."""
+
+
+class GenerationFailed(EngineError):
+    """The worker gave a request up."""
