@@ -17,8 +17,16 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        """The process is alive."""
-        return JSONResponse({"status": "ok", "version": __version__, "model": service.name})
+        """The process is alive; what the page has to know of the model."""
+        return JSONResponse(
+            {
+                "status": "ok",
+                "version": __version__,
+                "model": service.name,
+                "chat": bool(service.tokenizer.templates),
+                "max_tokens": service.settings.max_tokens,
+            }
+        )
 
     @router.get("/ready")
     async def ready() -> JSONResponse:
