@@ -37,6 +37,10 @@ class InvalidPrompt(EngineError):
     """The prompt is empty, no text, refused by a chat template, or of ids that do not exist."""
 
 
+class InvalidRequest(EngineError):
+    """A wish that cannot be granted: a sampling setting out of range, a grammar that is none."""
+
+
 class InvalidTemplate(EngineError):
     """There is no chat template, or it is broken, or runs beyond its limits."""
 
