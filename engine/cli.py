@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-COMMANDS = ("generate", "convert")  # in the order of `engine --help`; a-b stands in a_b.py
+COMMANDS = ("generate", "serve", "convert")  # in the order of `engine --help`; a-b stands in a_b.py
 
 app = typer.Typer(
     help="Run language models on Apple MLX.",

@@ -53,10 +53,6 @@ class MetalNotAvailable(BackendUnavailable):
     """A GPU was asked for and MLX has none."""
 
 
-class InvalidRequest(EngineError):
-    """A request says something that cannot be done, or that nothing here knows."""
-
-
 class ModelNotServed(EngineError):
     """A request names another model than the one that is served."""
 

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest, ModelNotServed
@@ -121,3 +122,9 @@ def arguments(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
+
+
+def served_name(model: str) -> str:
+    """What a model is called: a Hub id as it is, a folder or a file by its last part."""
+    path = Path(model).expanduser()
+    return (path.resolve().name if path.exists() else model) or model
