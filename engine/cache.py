@@ -1,12 +1,14 @@
 """Keys and values of past tokens: one `Cache` per block, bounded by the block's window.
 
 Both kinds keep tokens in time order, so that nothing has to be put back in order before it is
-used. This module knows shapes and windows, not models.
+used. Rows of different length stand in one buffer with padding in front (`Cache`), or each in its
+own (`Apart`); `stacked` and `take` are how they come and go. This module knows shapes and windows,
+not models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -23,8 +25,10 @@ class Cache:
     each row are none of it; None where no row has any.
     """
 
-    def __init__(self, window: int | None = None, padding: mx.array | None = None) -> None:
-        self.window, self.padding = window, padding
+    def __init__(self, window: int | None = None, padding: Sequence[int] | None = None) -> None:
+        self.window = window
+        self._pads = tuple(padding) if padding is not None and any(padding) else None
+        self.padding = None if self._pads is None else mx.array(self._pads)
         self.offset = 0
         self._keys = self._values = mx.zeros((1, 1, 0, 1))  # (B, K, room, D) once used
         self._start = 0  # of the kept tokens in the buffers
@@ -53,10 +57,54 @@ class Cache:
         """
         return self.offset if self.padding is None else self.offset - self.padding
 
+    def lengths(self, count: int, whole: int | None = None) -> int | tuple[int, ...]:
+        """How long the sequence is with `count` more tokens, or one number per padded row.
+
+        `whole` is the length, padding included, that it will have once a prompt is fed to its end.
+        """
+        end = max(whole or 0, self.offset + count)
+        return end if self._pads is None else tuple(end - n for n in self._pads)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers, room included."""
         return self._keys.nbytes + self._values.nbytes
+
+    def take(self, rows: Sequence[int]) -> Cache:
+        """A cache of some of the rows, in this order; padding that all of them have is gone."""
+        pads = [self._pads[row] if self._pads else 0 for row in rows]
+        taken = Cache(self.window, [n - min(pads) for n in pads])
+        taken.offset = self.offset - min(pads)
+        kept = slice(max(self._start, self._end - taken.offset), self._end)
+        at = mx.array(list(rows))
+        taken._hold([(buffer[:, :, kept])[at] for buffer in (self._keys, self._values)])
+        return taken
+
+    def last(self, count: int, row: int = 0) -> tuple[mx.array, mx.array] | None:
+        """A copy of keys and values (1, K, count, D) of a row's last tokens.
+
+        None where a window has dropped some of them. `count` is at most the length of the row.
+        """
+        if count > self._end:
+            return None
+        at = mx.arange(self._end - count, self._end)
+        keys, values = (x[row : row + 1] for x in (self._keys, self._values))
+        # A slice would keep the whole buffer alive, and from being written in place.
+        return mx.take(keys, at, axis=2), mx.take(values, at, axis=2)
+
+    def compact(self) -> None:
+        """Give back the room of what a window has dropped.
+
+        After it the buffers are those that `restored` makes of the same tokens.
+        """
+        if self._start:
+            kept = slice(self._start, self._end)
+            self._hold([self._keys[:, :, kept], self._values[:, :, kept]])
+
+    def _hold(self, kept: Sequence[mx.array]) -> None:
+        """Have keys and values (B, K, S, D) in new buffers, and nothing else."""
+        self._keys, self._values = (_roomy([x], x.shape[2]) for x in kept)
+        self._start, self._end = 0, kept[0].shape[2]
 
     def _make_room(self, keys: mx.array, values: mx.array) -> None:
         T = keys.shape[2]
@@ -83,5 +131,92 @@ def make_cache(spec: DecoderSpec, padding: Sequence[int] | None = None) -> list[
     `padding` is for a batch of sequences of unequal length: how many tokens to leave out in front
     of each row.
     """
-    rows = mx.array(list(padding)) if padding is not None and any(padding) else None
-    return [Cache(block.attention.window, rows) for block in spec.blocks]
+    return [Cache(block.attention.window, padding) for block in spec.blocks]
+
+
+def stacked(caches: Sequence[Cache]) -> Cache:
+    """The rows of several used caches of one block as one cache, padded in front to one length."""
+    offset = max(cache.offset for cache in caches)
+    pads = [
+        n + offset - cache.offset
+        for cache in caches
+        for n in cache._pads or [0] * cache._keys.shape[0]
+    ]
+    whole = Cache(caches[0].window, pads)
+    whole.offset = offset
+    # What a shorter row lacks here is padding: windows keep as much of every row, or all of it.
+    kept = max(cache._end - cache._start for cache in caches)
+    for name in ("_keys", "_values"):
+        parts = [getattr(cache, name)[:, :, cache._start : cache._end] for cache in caches]
+        setattr(whole, name, _roomy(parts, kept))
+    whole._end = kept
+    return whole
+
+
+def restored(window: int | None, keys: mx.array, values: mx.array) -> Cache:
+    """The cache of one sequence whose keys and values (1, K, S, D), all of them, are at hand."""
+    cache = Cache(window)
+    cache.offset = S = keys.shape[2]
+    first = 0 if window is None else max(0, S - (window - 1))
+    cache._hold([keys[:, :, first:], values[:, :, first:]])
+    return cache
+
+
+def _roomy(parts: Sequence[mx.array], kept: int) -> mx.array:
+    """A new buffer whose first `kept` tokens are those of all rows of `parts`, zeros in front."""
+    _, K, _, D = parts[0].shape
+    rows = sum(len(part) for part in parts)
+    buffer, row = mx.zeros((rows, K, -(-kept // STEP) * STEP, D), parts[0].dtype), 0
+    for part in parts:
+        buffer[row : row + len(part), :, kept - part.shape[2] : kept] = part
+        row += len(part)
+    return buffer
+
+
+class Apart:
+    """One block's caches of several sequences that are attended to one by one.
+
+    A batch has `count` rows whoever is in it; those after the last sequence are blank. So no shape
+    that a sequence meets depends on the others.
+    """
+
+    def __init__(self, rows: Sequence[Cache], count: int) -> None:
+        self.rows, self._count = list(rows), count
+
+    @property
+    def positions(self) -> mx.array:
+        """Where the next token of each of the `count` rows stands."""
+        return mx.array([row.offset for row in self.rows] + [0] * (self._count - len(self.rows)))
+
+    def lengths(self, count: int, whole: int | None = None) -> tuple[int, ...]:
+        """How long each sequence is with `count` more tokens; they have no end in common."""
+        return tuple(row.offset + count for row in self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(row.nbytes for row in self.rows)
+
+    def take(self, rows: Sequence[int]) -> Apart:
+        """Some of the sequences, in this order."""
+        return Apart([self.rows[row] for row in rows], self._count)
+
+
+Attended = Callable[..., mx.array]
+
+
+def attended(
+    attention: Attended, cache: Cache | Apart, length: int | Sequence[int], *arrays: mx.array
+) -> mx.array:
+    """`attention(cache, length, *arrays)`, or one sequence after the other where they are apart.
+
+    Blank rows come out as zeros.
+    """
+    if not isinstance(cache, Apart):
+        return attention(cache, length, *arrays)
+    assert not isinstance(length, int)
+    found = [
+        attention(row, n, *(x[i : i + 1] for x in arrays))
+        for i, (row, n) in enumerate(zip(cache.rows, length, strict=True))
+    ]
+    blank = len(arrays[0]) - len(found)
+    return mx.concatenate([*found, *[mx.zeros_like(found[0])] * blank])

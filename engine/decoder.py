@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from .cache import Cache, make_cache
+from .cache import Apart, Cache, make_cache
 from .layers import Tap, no_tap, scaled, under
 from .layers.attention import Attention
 from .layers.latent_attention import LatentAttention
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
     def __call__(
         self,
         tokens: mx.array,
-        cache: Sequence[Cache] | None = None,
+        cache: Sequence[Cache | Apart] | None = None,
         *,
         length: int | None = None,
         last: bool = False,
@@ -52,8 +52,7 @@ class Decoder(nn.Module):
         out, the sequence ends here. `last` gives (B, 1, V), the logits after the last token only.
         """
         cache = make_cache(self.spec) if cache is None else cache
-        offset = cache[0].offset
-        length = max(length or 0, offset + tokens.shape[1])
+        lengths = cache[0].lengths(tokens.shape[1], length)
 
         x = self.embed(tokens)  # (B, T, C)
         if self.spec.embed_scale != 1.0:
@@ -62,7 +61,7 @@ class Decoder(nn.Module):
             x = x + self.positions(self._places(cache[0], tokens.shape[1]))
         x = tap("embed", x)
         for i, (block, past) in enumerate(zip(self.blocks, cache, strict=True)):
-            x: mx.array = tap(f"blocks.{i}", block(x, past, length, under(tap, f"blocks.{i}")))
+            x: mx.array = tap(f"blocks.{i}", block(x, past, lengths, under(tap, f"blocks.{i}")))
         if last:
             x = x[:, -1:]
         x = tap("norm", self.norm(x))
@@ -72,7 +71,7 @@ class Decoder(nn.Module):
             logits = self.spec.logit_softcap * mx.tanh(logits / self.spec.logit_softcap)
         return tap("head", logits)
 
-    def _places(self, cache: Cache, count: int) -> mx.array:
+    def _places(self, cache: Cache | Apart, count: int) -> mx.array:
         """Positions of the next tokens: (T,), or (B, T) where rows begin after padding."""
         start = cache.positions
         if isinstance(start, int):
@@ -103,7 +102,9 @@ class Block(nn.Module):
             self.attn_post_norm = Norm(spec.norm, width)
             self.mlp_post_norm = Norm(spec.norm, width)
 
-    def __call__(self, x: mx.array, cache: Cache, length: int, tap: Tap) -> mx.array:
+    def __call__(
+        self, x: mx.array, cache: Cache | Apart, length: int | Sequence[int], tap: Tap
+    ) -> mx.array:
         """(B, T, C) -> (B, T, C)"""
         normed = self._normed("attn_norm", x, tap)
         y = tap("attn", self.attn(normed, cache, length, under(tap, "attn")))

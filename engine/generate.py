@@ -87,11 +87,11 @@ def generate(
     begin = time.perf_counter()
     cache = make_cache(decoder.spec)
     token = _best(prefill(decoder, prompt, cache))
-    edges, found = _edges(decoder.spec), []
+    ends, found = edges(decoder.spec), []
     for n in range(max_tokens):
         # The next step is queued before this token is read back.
         ahead = None
-        if n + 1 < max_tokens and len(prompt) + n in edges:
+        if n + 1 < max_tokens and len(prompt) + n in ends:
             cache, known = make_cache(decoder.spec), [*prompt, *found, _id(token)]
             ahead = _best(prefill(decoder, known, cache))
         elif n + 1 < max_tokens:
@@ -110,7 +110,7 @@ def generate(
         token = ahead
 
 
-def _edges(spec: DecoderSpec) -> set[int]:
+def edges(spec: DecoderSpec) -> set[int]:
     """The lengths that are the last of LongRoPE's short factors."""
     ropes = [block.attention.rope for block in spec.blocks]
     return {r.original_length or 0 for r in ropes if r is not None and r.type == "longrope"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 from mlx import nn
 
-from ..cache import Cache
+from ..cache import Apart, Cache, attended
 from ..spec import AttentionSpec
 from . import Tap
 from .norm import Norm
@@ -30,16 +32,34 @@ class Attention(nn.Module):
             self.sinks = mx.zeros((H,))
         self._rope = Rope(spec.rope) if spec.rope else None
 
-    def __call__(self, x: mx.array, cache: Cache, length: int, tap: Tap) -> mx.array:
-        """(B, T, C) -> (B, T, C). `length` is the length of the whole sequence, for Rope."""
+    def __call__(
+        self, x: mx.array, cache: Cache | Apart, length: int | Sequence[int], tap: Tap
+    ) -> mx.array:
+        """(B, T, C) -> (B, T, C). `length` is that of the whole sequence, or of each, for Rope."""
+        q, k, v = tap("q", self.q(x)), tap("k", self.k(x)), tap("v", self.v(x))
+
+        def attention(cache: Cache, length: int | Sequence[int], *qkv: mx.array) -> mx.array:
+            return self._context(*qkv, cache, length, tap)
+
+        return tap("o", self.o(tap("context", attended(attention, cache, length, q, k, v))))
+
+    def _context(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        cache: Cache,
+        length: int | Sequence[int],
+        tap: Tap,
+    ) -> mx.array:
+        """(B, T, H*D), (B, T, K*D) twice -> what the heads gather, (B, T, H*D)."""
         spec, start = self._spec, cache.positions
-        B, T, _ = x.shape
+        B, T, _ = q.shape
         H, K, D = spec.heads, spec.kv_heads, spec.head_dim
 
         def split(y: mx.array, heads: int) -> mx.array:
             return y.reshape(B, T, heads, D)  # (B, T, H*D) -> (B, T, H, D)
 
-        q, k, v = tap("q", self.q(x)), tap("k", self.k(x)), tap("v", self.v(x))
         if spec.qk_norm and spec.qk_norm_over == "all heads":
             q, k = tap("q_norm", self.q_norm(q)), tap("k_norm", self.k_norm(k))
         q, k, v = split(q, H), split(k, K), split(v, K)
@@ -59,8 +79,7 @@ class Attention(nn.Module):
         k, v = cache.update(k, v)
         mask = mask_for(cache, T, k.shape[2], spec.window)
         y = attend(q, k, v, spec.scale, mask, spec.softcap, self.get("sinks"))
-        y = y.transpose(0, 2, 1, 3).reshape(B, T, H * D)  # (B, H, T, D) -> (B, T, H*D)
-        return tap("o", self.o(tap("context", y)))
+        return y.transpose(0, 2, 1, 3).reshape(B, T, H * D)  # (B, H, T, D) -> (B, T, H*D)
 
 
 def _head_norm(spec: AttentionSpec, heads: int) -> Norm:

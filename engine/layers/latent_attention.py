@@ -6,10 +6,12 @@ values are made of them anew. Source: DeepSeek-V2, section 2.1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 from mlx import nn
 
-from ..cache import Cache
+from ..cache import Apart, Cache, attended
 from ..spec import LatentAttentionSpec
 from . import Tap
 from .attention import attend, mask_for
@@ -36,16 +38,33 @@ class LatentAttention(nn.Module):
         self.o = nn.Linear(H * spec.value_dim, width, bias=spec.bias)
         self._rope = Rope(spec.rope)
 
-    def __call__(self, x: mx.array, cache: Cache, length: int, tap: Tap) -> mx.array:
-        """(B, T, C) -> (B, T, C). `length` is the length of the whole sequence, for Rope."""
+    def __call__(
+        self, x: mx.array, cache: Cache | Apart, length: int | Sequence[int], tap: Tap
+    ) -> mx.array:
+        """(B, T, C) -> (B, T, C). `length` is that of the whole sequence, or of each, for Rope."""
+        q, down = self._queries(x, tap), tap("kv_down", self.kv_down(x))
+
+        def attention(cache: Cache, length: int | Sequence[int], *made: mx.array) -> mx.array:
+            return self._context(*made, cache, length, tap)
+
+        return tap("o", self.o(tap("context", attended(attention, cache, length, q, down))))
+
+    def _context(
+        self,
+        q: mx.array,
+        down: mx.array,
+        cache: Cache,
+        length: int | Sequence[int],
+        tap: Tap,
+    ) -> mx.array:
+        """(B, T, H*D) and (B, T, rank + rope_dim) -> (B, T, H*value_dim)."""
         spec, start = self._spec, cache.positions
-        B, T, _ = x.shape
+        B, T, _ = q.shape
         H, N = spec.heads, spec.nope_dim
 
-        q = self._queries(x, tap).reshape(B, T, H, spec.head_dim).transpose(0, 2, 1, 3)
+        q = q.reshape(B, T, H, spec.head_dim).transpose(0, 2, 1, 3)
         q = mx.concatenate([q[..., :N], self._rope(q[..., N:], start, length)], axis=-1)
 
-        down = tap("kv_down", self.kv_down(x))  # (B, T, rank + rope_dim)
         latent = tap("kv_norm", self.kv_norm(down[..., : spec.latent_rank]))
         turned = self._rope(down[:, None, :, spec.latent_rank :], start, length)
         latent, turned = cache.update(latent[:, None], turned)  # (B, 1, S, rank or rope_dim)
@@ -59,8 +78,7 @@ class LatentAttention(nn.Module):
         q, k = tap("query", q), (tap("key", k) if S == T else k)
 
         y = attend(q, k, up[..., N:], spec.scale, mask_for(cache, T, S, spec.window))
-        y = y.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, H, T, value_dim) -> (B, T, H*value_dim)
-        return tap("o", self.o(tap("context", y)))
+        return y.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, H, T, D) -> (B, T, H*D)
 
     def _queries(self, x: mx.array, tap: Tap) -> mx.array:
         """(B, T, C) -> (B, T, H*D)"""

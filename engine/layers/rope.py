@@ -7,6 +7,7 @@ float32. Formulas: transformers `modeling_rope_utils`, by the names `rope_type` 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -33,20 +34,24 @@ class Rope:
         self.spec = spec
         self._periods = mx.array(periods(spec), dtype=mx.float32)
 
-    def __call__(self, x: mx.array, offset: int | mx.array, length: int) -> mx.array:
-        """`offset` is the position of the first token, or (B,) one per row; `length` is that of
-        the whole sequence.
+    def __call__(
+        self, x: mx.array, offset: int | mx.array, length: int | Sequence[int]
+    ) -> mx.array:
+        """`offset` is the position of the first token and `length` that of the whole sequence, or
+        both are one per row.
 
         Only "dynamic" and "longrope" look at `length`: past the trained length they have other
-        periods. Rows of a padded batch would need periods each: UnsupportedArchitecture.
+        periods. Rows that need periods of their own are rotated one by one.
         """
-        spec, table = self.spec, self._periods
-        if spec.type in ("dynamic", "longrope") and length > (spec.original_length or length):
-            if isinstance(offset, mx.array):
-                raise UnsupportedArchitecture(
-                    f"{spec.type} rotary scaling in a padded batch of {length} tokens: past "
-                    f"{spec.original_length} every row needs periods of its own; run them alone"
+        spec = self.spec
+        if not isinstance(length, int):
+            if len({era(spec, n) for n in length}) > 1:
+                return mx.concatenate(
+                    [self(x[i : i + 1], offset[i : i + 1], n) for i, n in enumerate(length)]
                 )
+            length = length[0]
+        table = self._periods
+        if era(spec, length) != era(spec, 0):
             table = mx.array(periods(spec, length), dtype=mx.float32)
         if spec.pairs == "neighbours to halves":
             x = _as_halves(x, spec.dims)
@@ -61,6 +66,14 @@ class Rope:
             return y
         turned = y[..., : spec.dims] * spec.magnitude
         return mx.concatenate([turned, y[..., spec.dims :]], axis=-1).astype(dtype)
+
+
+def era(spec: RopeSpec, length: int) -> int:
+    """Lengths that give the same number have the same periods."""
+    original = spec.original_length
+    if original is None or spec.type not in ("dynamic", "longrope"):
+        return 0
+    return max(length, original) if spec.type == "dynamic" else int(length > original)
 
 
 def _as_halves(x: mx.array, dims: int) -> mx.array:

@@ -12,7 +12,6 @@ import numpy as np
 from engine.architectures import supported
 from engine.cache import make_cache
 from engine.decoder import Decoder
-from engine.errors import UnsupportedArchitecture
 from engine.files import ModelFiles
 from engine.generate import generate
 from engine.model import load as load_model
@@ -131,12 +130,7 @@ class EngineBackend:
     ) -> list[np.ndarray] | None:
         ids, padding = left_padded(sequences)
         cache = make_cache(self.model.spec, padding)
-        try:
-            logits = in_chunks(
-                lambda x: self.model.decoder(x, cache), ids, chunks or (ids.shape[1],)
-            )
-        except UnsupportedArchitecture:  # dynamic scaling past its length has a base per row
-            return None
+        logits = in_chunks(lambda x: self.model.decoder(x, cache), ids, chunks or (ids.shape[1],))
         return unpadded(logits, padding)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:

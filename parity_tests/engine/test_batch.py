@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache import make_cache
-from engine.errors import UnsupportedArchitecture
 from engine.layers.attention import causal_mask, padded_mask
 from engine.model import load
 from harness.random_models import variants
@@ -104,9 +103,20 @@ def test_the_padded_mask_is_its_definition(padding, queries, before, window):
                 assert bool(mask[row, 0, t, key]) == (visible or key == at)
 
 
-def test_a_dynamic_base_per_row_is_refused_in_one_line(random_model):
-    decoder = load(random_model("llama", "dynamic"), dtype="float32").decoder
+@pytest.mark.parametrize(("family", "variant"), [("llama", "dynamic"), ("phi3", "longrope")])
+def test_rows_on_both_sides_of_the_trained_length_have_periods_of_their_own(
+    random_model, family, variant
+):
+    decoder = load(random_model(family, variant), dtype="float32").decoder
     original = decoder.spec.blocks[0].attention.rope.original_length
-    ids = mx.zeros((2, original + 1), dtype=mx.int32)
-    with pytest.raises(UnsupportedArchitecture, match="run them alone"):
-        decoder(ids, make_cache(decoder.spec, [0, 3]))
+    total, padding = original + 9, [0, 4, 9, 20]
+    ids = np.random.default_rng(0).integers(0, decoder.spec.vocab, (len(padding), total))
+    rows = [
+        np.array(decoder(mx.array(row[None, n:])))[0] for row, n in zip(ids, padding, strict=True)
+    ]
+    assert worst(in_pieces(decoder, mx.array(ids), padding, [total]), rows, padding) < 2e-5
+    longest = [
+        np.array(decoder(mx.array(row[None, n:]), length=total))[0]
+        for row, n in zip(ids, padding, strict=True)
+    ]
+    assert worst(longest, rows, [0] * len(rows)) > 1e-3, "the longest row's periods show"

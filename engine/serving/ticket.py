@@ -1,0 +1,66 @@
+"""What a client holds of its request: its events, for a thread or for an event loop.
+
+Whoever reads slowly, the worker never waits: a ticket buffers what was made, at most one event a
+token. Nothing here knows what is in an event, but that a `Done` is the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from functools import partial
+
+from .requests import Done, Piece
+
+
+class Ticket:
+    """The events of one request, for one reader. `on_cancel()` wakes whoever frees the row."""
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        self._on_cancel = on_cancel
+        self._events: deque[Piece | Done] = deque()
+        self._changed = threading.Condition()
+        self._wake: Callable[[], object] | None = None  # of an event loop that waits
+        self.cancelled = False
+
+    def put(self, event: Piece | Done) -> None:
+        """Add an event; called by the worker alone."""
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify()
+            wake = self._wake
+        if wake is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                wake()
+
+    def cancel(self) -> None:
+        """Have the worker end the request: its row is free before the next step."""
+        self.cancelled = True
+        self._on_cancel()
+
+    def events(self) -> Iterator[Piece | Done]:
+        """Pieces, then one `Done`; blocks until there is one."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._events)
+                event = self._events.popleft()
+            yield event
+            if isinstance(event, Done):
+                return
+
+    async def aevents(self) -> AsyncIterator[Piece | Done]:
+        """The same for an event loop, which is never blocked."""
+        ready, loop = asyncio.Event(), asyncio.get_running_loop()
+        with self._changed:
+            self._wake = partial(loop.call_soon_threadsafe, ready.set)
+        while True:
+            ready.clear()
+            while self._events:
+                event = self._events.popleft()
+                yield event
+                if isinstance(event, Done):
+                    return
+            await ready.wait()
