@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _options() -> None:
+    # MLX reads the variable when it is imported, which is in a command: certificates are of float32
+    # that is float32. Set to 1 it is left so.
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 
 def _function(command: str) -> Callable[..., Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import sys
 from functools import cache
 from typing import Any
@@ -55,11 +54,9 @@ def device_class(device: str) -> str:
     """
     if "-" in device:
         return device
-    if device in ("metal", "cuda"):
-        name = str(mlx_device()["name"]).lower()
-        return f"{device}-" + "-".join(re.findall(r"[a-z0-9]+", name))
-    machine = platform.machine().lower()
-    return "cpu-" + {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+    from engine.runtime import device_class as of
+
+    return of(device)
 
 
 def product_error() -> float:
