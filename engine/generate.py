@@ -111,19 +111,19 @@ class DecoderFeed:
 
     def __init__(self, decoder: Decoder) -> None:
         self.vocab, self.room = decoder.spec.vocab, decoder.spec.learned_positions
-        self._decoder, self.edges = decoder, edges(decoder.spec)
+        self._decoder, self._edges = decoder, edges(decoder.spec)
         self._length = 0  # of what was fed
         self._known: list[mx.array] = []  # the same, where it may have to be fed again
 
     def begin(self, prompt: Sequence[int]) -> mx.array:
         self._length, self._cache = len(prompt), make_cache(self._decoder.spec)
-        self._known = list(map(mx.array, prompt)) if self.edges else []
+        self._known = list(map(mx.array, prompt)) if self._edges else []
         return prefill(self._decoder, prompt, self._cache)[0]
 
     def next(self, token: mx.array) -> mx.array:
-        if self.edges:
+        if self._edges:
             self._known.append(token)
-        if self._length in self.edges:
+        if self._length in self._edges:
             return self.begin([_id(each) for each in self._known])
         self._length += 1
         return self._decoder(token.reshape(1, 1), self._cache)[0, -1]
