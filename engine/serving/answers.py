@@ -6,7 +6,7 @@ However an answer ends, and whoever goes away, its tickets are cancelled: rows a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,9 @@ from .requests import Done, Piece
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
+
+# The index of a ticket among those of a request, and what happened to it.
+Events = AsyncGenerator[tuple[int, Piece | Done], None]
 
 
 class ClientGone(Exception):
@@ -45,7 +48,7 @@ class Answer:
         return self.done
 
 
-async def merged(tickets: Sequence[Any]) -> AsyncIterator[tuple[int, Piece | Done]]:
+async def merged(tickets: Sequence[Any]) -> Events:
     """(index of its ticket, event) as they come, until all are done; all are cancelled at the end.
 
     A `Done` that tells of a failure is raised as GenerationFailed.
@@ -104,13 +107,13 @@ async def _disconnected(request: HttpRequest) -> None:
         pass
 
 
-async def _single(ticket: Any) -> AsyncIterator[tuple[int, Piece | Done]]:
+async def _single(ticket: Any) -> Events:
     async with aclosing(ticket.aevents()) as events:
         async for event in events:
             yield 0, event
 
 
-async def _several(tickets: Sequence[Any]) -> AsyncIterator[tuple[int, Piece | Done]]:
+async def _several(tickets: Sequence[Any]) -> Events:
     """One task a ticket; the queue is short, so that a slow reader slows its own tickets alone."""
     queue: asyncio.Queue[tuple[int, Piece | Done | BaseException]] = asyncio.Queue(len(tickets))
 

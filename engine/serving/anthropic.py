@@ -98,8 +98,11 @@ def routes(service: Service) -> APIRouter:
         sampling = Sampling(**{"temperature": 1.0, **known})
         prompt = await unless_gone(request, _prompt(service, body))
         max_tokens = service.tokens(body.max_tokens)
-        tickets = service.submit([Request(prompt, max_tokens, sampling, stop)])
-        writer = _Writer(service.name, len(prompt), [tool["name"] for tool in _tools(body)])
+        tools = [tool["name"] for tool in _tools(body)]
+        # What marks a call may be a special token.
+        asked = Request(prompt, max_tokens, sampling, stop, skip_special=not tools)
+        tickets = service.submit([asked])
+        writer = _Writer(service.name, len(prompt), tools)
         if body.stream:
             events = _events(service, request.url.path, tickets, writer)
             return Stream(events, tickets, service.settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .requests import Piece
+from .requests import Piece, Request
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -19,14 +19,16 @@ _HALF = "\ufffd"  # what half a character decodes to
 class LogProbs:
     """Writes the tokens of one answer, in their order."""
 
-    def __init__(self, tokenizer: Tokenizer, last: int, offset: int = 0) -> None:
-        """`last` is the prompt's last token; `offset` where in the text the answer begins."""
-        self._tokenizer, self._last, self._offset = tokenizer, last, offset
+    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
+        self._tokenizer, self._last, self._offset = tokenizer, request.prompt[-1], 0
+        # As with OpenAI, the token that ends an answer is none of its tokens.
+        eos = frozenset() if request.ignore_eos else tokenizer.eos_ids
+        self._ends = request.stop_tokens | eos
 
     def entries(self, pieces: Iterable[Piece]) -> dict[str, Any]:
         """{"content": [...]} of chats; `id`, which OpenAI lacks, is the token's."""
         content = []
-        for piece in pieces:
+        for piece in self._own(pieces):
             best = [self._entry(id, logprob) for id, logprob in piece.best]
             content.append({**self._entry(piece.token, piece.logprob), "top_logprobs": best})
             self._last = piece.token
@@ -35,7 +37,7 @@ class LogProbs:
     def lists(self, pieces: Iterable[Piece]) -> dict[str, Any]:
         """The four lists of completions."""
         tokens, logprobs, best, offsets = [], [], [], []
-        for piece in pieces:
+        for piece in self._own(pieces):
             text = self._text(piece.token)
             tokens.append(text)
             logprobs.append(_finite(piece.logprob))
@@ -49,6 +51,9 @@ class LogProbs:
             "top_logprobs": best,
             "text_offset": offsets,
         }
+
+    def _own(self, pieces: Iterable[Piece]) -> list[Piece]:
+        return [piece for piece in pieces if piece.token not in self._ends]
 
     def _entry(self, id: int, logprob: float | None) -> dict[str, Any]:
         text = self._text(id)

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -93,10 +93,12 @@ async def _chat(service: Service, body: ChatBody) -> _Asked:
     tokens = service.tokens(body.max_completion_tokens or body.max_tokens)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     requests = await _requests(service, body, [prompt], tokens, logprobs, grammar)
+    if tools:  # what marks a call may be a special token
+        requests = [replace(request, skip_special=False) for request in requests]
     names = [tool["function"]["name"] for tool in tools]
     writers = [
-        ChatWriter(i, names, LogProbs(service.tokenizer, prompt[-1]) if body.logprobs else None)
-        for i in range(len(requests))
+        ChatWriter(i, names, LogProbs(service.tokenizer, each) if body.logprobs else None)
+        for i, each in enumerate(requests)
     ]
     return _Asked(
         requests, writers, body.n or 1, "chatcmpl", "chat.completion", "chat.completion.chunk"
@@ -125,8 +127,7 @@ async def _completion(service: Service, body: CompletionBody) -> _Asked:
     for i, request in enumerate(requests):
         text = given[i // n] if body.echo else ""
         shown = text if isinstance(text, str) else service.tokenizer.decode(text)
-        last = request.prompt[-1] if request.prompt else 0
-        lists = None if logprobs is None else LogProbs(service.tokenizer, last)
+        lists = None if logprobs is None else LogProbs(service.tokenizer, request)
         writers.append(TextWriter(i, shown, lists, in_entries))
     return _Asked(requests, writers, n, "cmpl", "text_completion", "text_completion")
 

@@ -1,4 +1,4 @@
-"""What the protocols share: one model by its name, prompts from texts and chats, submitted requests.
+"""What the protocols share: one model by its name, prompts of texts and chats, tickets.
 
 Works that take long (templates, tokenizing, grammars) run in threads, beside the event loop.
 Nothing here knows how a protocol writes things.

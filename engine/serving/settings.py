@@ -12,6 +12,8 @@ from ..tokenizer.sandbox import Limits
 PORT = 11435  # shimmy's
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
+TEMPLATE = Limits(characters=1 << 23, seconds=2.0)  # for strangers' conversations
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -27,7 +29,7 @@ class Settings:
     stops: int = 16  # stop strings of one request
     top_logprobs: int = 20  # OpenAI's own limit
     body_bytes: int = 8 << 20  # a context of a million tokens, twice
-    template: Limits = Limits(characters=1 << 23, seconds=2.0)  # for strangers' conversations
+    template: Limits = TEMPLATE
     send_seconds: float = 120.0  # a reader may block one write for so long
     ping_seconds: float = 15.0  # between comments that keep a silent stream alive
 

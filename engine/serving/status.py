@@ -17,22 +17,24 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        """The process is alive; what the page has to know of the model."""
+        """Whether the worker is alive, and what the page has to know of the model."""
+        dead = service.worker.status.dead
         return JSONResponse(
             {
-                "status": "ok",
+                "status": "ok" if dead is None else f"the worker has ended: {dead}",
                 "version": __version__,
                 "model": service.name,
                 "chat": bool(service.tokenizer.templates),
                 "max_tokens": service.settings.max_tokens,
-            }
+            },
+            200 if dead is None else 503,
         )
 
     @router.get("/ready")
     async def ready() -> JSONResponse:
-        """Requests are taken: 503 while it shuts down."""
-        if service.closing:
-            return JSONResponse({"status": "shutting down"}, 503, {"Retry-After": "1"})
+        """Whether requests are taken: not while it shuts down."""
+        if service.closing or service.worker.status.dead is not None:
+            return JSONResponse({"status": "takes nothing new"}, 503)
         return JSONResponse({"status": "ready", "model": service.name})
 
     @router.get("/metrics")

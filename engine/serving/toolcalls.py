@@ -5,8 +5,8 @@
 - the whole text a JSON object with "name" and "parameters", several with `;` between them, perhaps
   behind `<|python_tag|>` (Llama 3).
 
-What only looks like a call, or names no tool there is, stays text. Pure: pieces a text comes in make
-no difference.
+What only looks like a call, or names no tool there is, stays text. The pieces that a text comes in
+make no difference.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _parsed(text: str, names: frozenset[str]) -> tuple[str, list[Call]]:
         calls = [_call(value, names) for value in values]
     except (ValueError, RecursionError):
         return text, []
-    return rest, calls
+    return (rest, calls) if calls else (text, [])
 
 
 def _hermes(text: str) -> tuple[str, list[Any]]:
@@ -145,7 +145,8 @@ def _llama(text: str) -> tuple[str, list[Any]]:
 
 def _call(value: Any, names: frozenset[str]) -> Call:
     """One call of what JSON says it is. Raises ValueError where it is none."""
-    if not isinstance(value, dict) or value.get("name") not in names:
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str) or name not in names:
         raise ValueError
     given = value.get("arguments", value.get("parameters", {}))
     if isinstance(given, str):
@@ -154,7 +155,7 @@ def _call(value: Any, names: frozenset[str]) -> Call:
         raise ValueError
     text = json.dumps(given, ensure_ascii=False, allow_nan=False)
     text.encode()  # an escape in JSON may say half a surrogate pair, which is no text
-    return Call(value["name"], text)
+    return Call(name, text)
 
 
 def _json(text: str, start: int = 0) -> tuple[Any, int]:

@@ -7,14 +7,14 @@ know, such as how long a client waited, is counted here.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from .requests import Done, Piece
+from .answers import Events
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -34,12 +34,10 @@ class Watch:
         )  # fmt: skip
         self.registry.register(_Status(worker))  # type: ignore[arg-type]
 
-    async def observed(
-        self, events: AsyncIterator[tuple[int, Piece | Done]]
-    ) -> AsyncIterator[tuple[int, Piece | Done]]:
+    async def observed(self, events: Events) -> Events:
         """The same events; the time to the first of each ticket is noted."""
         begin, seen = time.perf_counter(), set()
-        async with aclosing(events) as source:  # type: ignore[type-var]
+        async with aclosing(events) as source:
             async for index, event in source:
                 if index not in seen:
                     seen.add(index)
@@ -72,6 +70,7 @@ _GAUGES = {
     "engine_queue_size": ("queue", "Requests that may wait."),
     "engine_tokens_per_second": ("tokens_per_second", "Tokens made in the last seconds, a second."),
     "engine_prefix_cache_bytes": ("cache_bytes", "What the prefix cache holds."),
+    "engine_row_cache_bytes": ("row_bytes", "What the caches of running requests hold."),
     "engine_peak_memory_bytes": ("peak_memory", "What MLX held at most."),
 }
 _COUNTERS = {
@@ -82,6 +81,7 @@ _COUNTERS = {
     "engine_prefix_cache_hits": ("cache_hits", "Prompts of which a beginning was cached."),
     "engine_prefix_cache_misses": ("cache_misses", "Prompts of which nothing was cached."),
     "engine_cancelled": ("cancelled", "Requests whose client left."),
+    "engine_failed": ("failed", "Requests that ended with an error."),
 }
 
 

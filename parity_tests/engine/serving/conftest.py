@@ -59,11 +59,18 @@ class Process:
 def serving(*arguments: object) -> Iterator[Process]:
     """`engine serve` on a free port, ready; it is killed at the end if it still runs."""
     command = [sys.executable, "-m", "engine", "serve", *map(str, arguments)]
+    if "--backend" not in command:
+        command += ["--backend", "mlx"]
     if "--port" not in command:
         command += ["--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None and process.stderr is not None
     try:

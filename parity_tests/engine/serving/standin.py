@@ -1,4 +1,4 @@
-"""A worker that says what a test tells it to, one event at a time, and notes what is asked of it."""
+"""A worker that says what a test tells it to, and notes what is asked of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from engine.errors import QueueFull
-from engine.serving.requests import Done, Piece, Request
+from engine.serving.requests import Done, Piece, Request, WorkerStatus
 
 Script = Callable[[Request], Iterable[Piece | Done]]
 
@@ -18,22 +18,26 @@ def said(*texts: str, reason: str = "stop", stopped_by=None, prompt: int = 3, re
     return [*pieces, Done(reason, rest, prompt, 0, len(pieces), stopped_by)]
 
 
-@dataclass
-class Status:
-    waiting: int = 0
-    running: int = 0
-    rows: int = 8
-    queue: int = 64
-    tokens_per_second: float = 12.5
-    cache_bytes: int = 0
-    peak_memory: int = 1 << 20
-    requests: int = 7
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    cache_hits: int = 2
-    cache_misses: int = 5
-    cancelled: int = 0
+STATUS = WorkerStatus(
+    waiting=3,
+    running=2,
+    rows=8,
+    queue=64,
+    tokens_per_second=12.5,
+    cache_bytes=3 << 20,
+    row_bytes=1 << 20,
+    peak_memory=1 << 30,
+    requests=7,
+    prompt_tokens=100,
+    cached_tokens=40,
+    generated_tokens=12345,
+    cache_hits=2,
+    cache_misses=6,
+    cancelled=1,
+    failed=0,
+    closing=False,
+    dead=None,
+)
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Worker:
     room: int = 1000
     delay: float = 0.0
     hold: asyncio.Event | None = None  # until it is set no answer ends
-    status: Status = field(default_factory=Status)
+    status: WorkerStatus = STATUS
     requests: list[Request] = field(default_factory=list)
     tickets: list[Ticket] = field(default_factory=list)
     closed: bool = False

@@ -262,7 +262,10 @@ def test_tool_calls_are_told_from_text(scripted, stream):
 def test_tools_and_their_results_reach_the_template(scripted, tokenizer):
     worker = Worker(lambda request: said("x"))
     function = {"name": "look", "arguments": '{"at": "sky"}'}
-    called = {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+    called = {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "type": "function", "function": function}],
+    }
     result = {"role": "tool", "tool_call_id": "1", "content": "blue"}
     scripted(worker).chat.completions.create(
         model="", messages=[*MESSAGES, called, result], tools=TOOLS
