@@ -70,6 +70,10 @@ class Cache:
         """Bytes of the buffers, room included."""
         return self._keys.nbytes + self._values.nbytes
 
+    def joined(self, others: Sequence[Cache]) -> Cache:
+        """This cache's rows, if it was ever used, and those of others."""
+        return stacked([self, *others] if self.offset else others)
+
     def take(self, rows: Sequence[int]) -> Cache:
         """A cache of some of the rows, in this order; padding that all of them have is gone."""
         pads = [self._pads[row] if self._pads else 0 for row in rows]
@@ -196,16 +200,27 @@ class Apart:
     def nbytes(self) -> int:
         return sum(row.nbytes for row in self.rows)
 
+    def joined(self, others: Sequence[Cache]) -> Apart:
+        """These sequences and others."""
+        return Apart([*self.rows, *others], self._count)
+
     def take(self, rows: Sequence[int]) -> Apart:
         """Some of the sequences, in this order."""
         return Apart([self.rows[row] for row in rows], self._count)
 
+    def last(self, count: int, row: int = 0) -> tuple[mx.array, mx.array] | None:
+        """As `Cache.last`."""
+        return self.rows[row].last(count)
 
-Attended = Callable[..., mx.array]
+
+AnyCache = Cache | Apart
 
 
 def attended(
-    attention: Attended, cache: Cache | Apart, length: int | Sequence[int], *arrays: mx.array
+    attention: Callable[..., mx.array],
+    cache: AnyCache,
+    length: int | Sequence[int],
+    *arrays: mx.array,
 ) -> mx.array:
     """`attention(cache, length, *arrays)`, or one sequence after the other where they are apart.
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from .cache import Apart, Cache, make_cache
+from .cache import AnyCache, make_cache
 from .layers import Tap, no_tap, scaled, under
 from .layers.attention import Attention
 from .layers.latent_attention import LatentAttention
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
     def __call__(
         self,
         tokens: mx.array,
-        cache: Sequence[Cache | Apart] | None = None,
+        cache: Sequence[AnyCache] | None = None,
         *,
         length: int | None = None,
         last: bool = False,
@@ -71,7 +71,7 @@ class Decoder(nn.Module):
             logits = self.spec.logit_softcap * mx.tanh(logits / self.spec.logit_softcap)
         return tap("head", logits)
 
-    def _places(self, cache: Cache | Apart, count: int) -> mx.array:
+    def _places(self, cache: AnyCache, count: int) -> mx.array:
         """Positions of the next tokens: (T,), or (B, T) where rows begin after padding."""
         start = cache.positions
         if isinstance(start, int):
@@ -103,7 +103,7 @@ class Block(nn.Module):
             self.mlp_post_norm = Norm(spec.norm, width)
 
     def __call__(
-        self, x: mx.array, cache: Cache | Apart, length: int | Sequence[int], tap: Tap
+        self, x: mx.array, cache: AnyCache, length: int | Sequence[int], tap: Tap
     ) -> mx.array:
         """(B, T, C) -> (B, T, C)"""
         normed = self._normed("attn_norm", x, tap)

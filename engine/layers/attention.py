@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx import nn
 
-from ..cache import Apart, Cache, attended
+from ..cache import AnyCache, Cache, attended
 from ..spec import AttentionSpec
 from . import Tap
 from .norm import Norm
@@ -33,13 +33,15 @@ class Attention(nn.Module):
         self._rope = Rope(spec.rope) if spec.rope else None
 
     def __call__(
-        self, x: mx.array, cache: Cache | Apart, length: int | Sequence[int], tap: Tap
+        self, x: mx.array, cache: AnyCache, length: int | Sequence[int], tap: Tap
     ) -> mx.array:
         """(B, T, C) -> (B, T, C). `length` is that of the whole sequence, or of each, for Rope."""
         q, k, v = tap("q", self.q(x)), tap("k", self.k(x)), tap("v", self.v(x))
 
-        def attention(cache: Cache, length: int | Sequence[int], *qkv: mx.array) -> mx.array:
-            return self._context(*qkv, cache, length, tap)
+        def attention(
+            cache: Cache, length: int | Sequence[int], q: mx.array, k: mx.array, v: mx.array
+        ) -> mx.array:
+            return self._context(q, k, v, cache, length, tap)
 
         return tap("o", self.o(tap("context", attended(attention, cache, length, q, k, v))))
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx import nn
 
-from ..cache import Apart, Cache, attended
+from ..cache import AnyCache, Cache, attended
 from ..spec import LatentAttentionSpec
 from . import Tap
 from .attention import attend, mask_for
@@ -39,13 +39,15 @@ class LatentAttention(nn.Module):
         self._rope = Rope(spec.rope)
 
     def __call__(
-        self, x: mx.array, cache: Cache | Apart, length: int | Sequence[int], tap: Tap
+        self, x: mx.array, cache: AnyCache, length: int | Sequence[int], tap: Tap
     ) -> mx.array:
         """(B, T, C) -> (B, T, C). `length` is that of the whole sequence, or of each, for Rope."""
         q, down = self._queries(x, tap), tap("kv_down", self.kv_down(x))
 
-        def attention(cache: Cache, length: int | Sequence[int], *made: mx.array) -> mx.array:
-            return self._context(*made, cache, length, tap)
+        def attention(
+            cache: Cache, length: int | Sequence[int], q: mx.array, down: mx.array
+        ) -> mx.array:
+            return self._context(q, down, cache, length, tap)
 
         return tap("o", self.o(tap("context", attended(attention, cache, length, q, down))))
 

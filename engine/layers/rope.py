@@ -46,6 +46,7 @@ class Rope:
         spec = self.spec
         if not isinstance(length, int):
             if len({era(spec, n) for n in length}) > 1:
+                assert isinstance(offset, mx.array)
                 return mx.concatenate(
                     [self(x[i : i + 1], offset[i : i + 1], n) for i, n in enumerate(length)]
                 )

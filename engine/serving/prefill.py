@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..cache import Cache, make_cache
+from ..cache import AnyCache, make_cache
 from ..decoder import Decoder
 from .job import Job
 from .prefixes import Prefixes, Segment
@@ -54,10 +54,10 @@ class Prefill:
         return count
 
 
-def last_tokens(layers: Sequence[Cache], count: int, row: int = 0) -> Segment | None:
+def last_tokens(layers: Sequence[AnyCache], count: int, row: int = 0) -> Segment | None:
     """The segment of the last tokens of a row; None where a window has dropped some."""
-    found = [layer.last(count, row) for layer in layers]
-    return None if any(part is None for part in found) else found  # type: ignore[return-value]
+    found = [part for layer in layers if (part := layer.last(count, row)) is not None]
+    return found if len(found) == len(layers) else None
 
 
 def greedy(logits: mx.array) -> mx.array:

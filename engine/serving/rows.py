@@ -8,10 +8,11 @@ that the device does not wait for Python.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import mlx.core as mx
 
-from ..cache import Apart, Cache, stacked
+from ..cache import AnyCache, Apart, make_cache
 from ..decoder import Decoder
 from ..generate import edges
 from .job import Job, Told
@@ -30,7 +31,10 @@ class Rows:
     def clear(self) -> None:
         """Have no rows."""
         self.jobs: list[Job] = []
-        self._layers: list[Cache] | list[Apart] = []
+        blocks = make_cache(self._decoder.spec)
+        self._layers: list[AnyCache] = (
+            [*blocks] if self._fixed is None else [Apart([], self._fixed) for _ in blocks]
+        )
         self._tokens = mx.array([], mx.uint32)  # (B,), chosen and not read
         self._told: list[Told | None] = []
 
@@ -43,18 +47,8 @@ class Rows:
         """Take in jobs that are fed and have their next token chosen."""
         if not jobs:
             return
-        alone = list(zip(*(job.cache for job in jobs), strict=True))  # by block, then by job
-        if self._fixed is not None:
-            old = [layer.rows for layer in self._layers] if self.jobs else [[] for _ in alone]
-            self._layers = [
-                Apart([*rows, *new], self._fixed) for rows, new in zip(old, alone, strict=True)
-            ]
-        elif self.jobs:
-            self._layers = [
-                stacked([layer, *new]) for layer, new in zip(self._layers, alone, strict=True)
-            ]
-        else:
-            self._layers = [stacked(new) for new in alone]
+        alone = zip(*(job.cache for job in jobs), strict=True)  # by block, then by job
+        self._layers = [layer.joined(new) for layer, new in zip(self._layers, alone, strict=True)]
         chosen = [job.next for job in jobs if job.next is not None]
         self._tokens = mx.concatenate([self._tokens, *(token[None] for token, _ in chosen)])
         self._told += [told for _, told in chosen]
@@ -73,7 +67,8 @@ class Rows:
         ahead = all(self._goes_on(job) for job in self.jobs)
         if ahead:
             self._feed()
-        for job, token, what in zip(self.jobs, tokens.tolist(), told, strict=True):  # type: ignore[arg-type]
+        values: Any = tokens.tolist()
+        for job, token, what in zip(self.jobs, values, told, strict=True):
             job.take(token, what)
         left = [job for job in self.jobs if job.done or (not ahead and self._outgrown(job, 1))]
         self.leave(left)

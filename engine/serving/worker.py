@@ -1,0 +1,331 @@
+"""The thread that owns MLX: requests come in, tokens and text go out.
+
+waiting -> prefill, a chunk between two steps -> rows, a token each a step -> events. All arrays are
+made and used on this one thread, since MLX's streams are a thread's own; what leaves are numbers
+and text. Nothing here knows HTTP.
+
+    worker = Worker(engine.load("golden/models/tiny-llama"))
+    for event in worker.submit(Request(prompt, max_tokens=20)).events(): ...
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from ..errors import InvalidRequest, QueueFull, ShuttingDown
+from ..generate import PREFILL_CHUNK, check_prompt
+from ..runtime import peak_memory
+from .job import Job
+from .prefill import Prefill
+from .prefixes import Prefixes
+from .requests import Done, Piece, Request, WorkerStatus
+from .rows import Rows
+from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+__all__ = ["Done", "Piece", "Request", "Ticket", "Worker", "WorkerStatus"]
+
+_FAILURES = 3  # of MLX, one after the other: it will not come back
+_TIDY = 256  # turns between two times that MLX gives back memory nobody uses
+_RECENT = 5.0  # seconds that tokens per second are taken over
+_LONGEST_WAIT = 600.0  # seconds; further no estimate reaches
+
+
+class Worker:
+    """Runs requests on one model until it is closed.
+
+    At most `max_rows` run at once and `queue` wait. `deterministic`: a request's tokens and
+    log-probabilities have the same bits whatever runs beside it; see docs/SERVING.md for the price.
+    `max_prompt_tokens` and `max_tokens` are the most that a request may have and ask for. The model
+    must have been loaded by the thread that makes the worker.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_rows: int = 8,
+        queue: int = 64,
+        prefix_cache_bytes: int = 1 << 30,
+        prefill_chunk: int = PREFILL_CHUNK,
+        deterministic: bool = False,
+        max_prompt_tokens: int | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        self._spec, self._tokenizer = model.spec, model.tokenizer
+        self._max_rows, self._queue, self._chunk = max_rows, queue, prefill_chunk
+        self._max_prompt_tokens, self._max_tokens = max_prompt_tokens, max_tokens
+        mx.eval(model.decoder.parameters())  # no other thread can evaluate what this one made
+        step = prefill_chunk if deterministic else 1
+        self._prefixes = Prefixes(model.spec, prefix_cache_bytes, step)
+        self._prefill = Prefill(model.decoder, self._prefixes, prefill_chunk, deterministic)
+        self._rows = Rows(model.decoder, self._prefixes, max_rows if deterministic else None)
+        self._filling: deque[Job] = deque()
+
+        self._changed = threading.Condition()  # of what other threads change or wait for: these
+        self._waiting: deque[Job] = deque()
+        self._living: set[Job] = set()  # taken and not done
+        self._closing = self._abandoned = False
+        self._dead: str | None = None
+
+        self._counts: Counter[str] = Counter()
+        self._recent: deque[tuple[float, int]] = deque()  # when, tokens made
+        self._turn_seconds = 0.0
+        self._failures = self._turns = 0
+        self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
+        self._thread.start()
+        atexit.register(self.close, finish=False)
+
+    # For other threads
+
+    def submit(self, request: Request) -> Ticket:
+        """Have a request run; its ticket gives what becomes of it.
+
+        Raises InvalidPrompt and InvalidRequest for what cannot be, QueueFull, and ShuttingDown.
+        """
+        most = self._most_tokens(request)
+        ticket = Ticket(self._wake)
+        with self._changed:
+            if self._dead is not None:
+                raise ShuttingDown(f"the worker has ended: {self._dead}")
+            if self._closing:
+                raise ShuttingDown("the worker is closing and takes nothing new")
+            if len(self._waiting) >= self._queue:
+                seconds = self._retry_after()
+                raise QueueFull(
+                    f"{self._queue} requests are waiting: try again in {seconds:.0f} s", seconds
+                )
+            job = Job(request, ticket, most)
+            self._waiting.append(job)
+            self._living.add(job)
+            self._counts["requests"] += 1
+            self._changed.notify_all()
+        return ticket
+
+    @property
+    def status(self) -> WorkerStatus:
+        """How it is now."""
+        now, counts = time.monotonic(), self._counts
+        tokens = sum(made for when, made in list(self._recent) if when > now - _RECENT)
+        return WorkerStatus(
+            waiting=len(self._waiting),
+            running=len(self._rows.jobs) + len(self._filling),
+            rows=self._max_rows,
+            queue=self._queue,
+            tokens_per_second=tokens / _RECENT,
+            cache_bytes=self._prefixes.nbytes,
+            row_bytes=self._rows.nbytes,
+            peak_memory=peak_memory(),
+            requests=counts["requests"],
+            prompt_tokens=counts["prompt_tokens"],
+            cached_tokens=counts["cached_tokens"],
+            generated_tokens=counts["generated_tokens"],
+            cache_hits=counts["cache_hits"],
+            cache_misses=counts["cache_misses"],
+            cancelled=counts["cancelled"],
+            failed=counts["error"],
+            closing=self._closing,
+            dead=self._dead,
+        )
+
+    def close(self, *, finish: bool = True, seconds: float | None = None) -> None:
+        """Take nothing new, finish what was taken, and end the thread.
+
+        What is not done after `seconds`, or where `finish` is False, is cancelled.
+        """
+        with self._changed:
+            self._closing = True
+            self._abandoned |= not finish
+            self._changed.notify_all()
+        self._thread.join(seconds)
+        self._abandoned = True
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close(finish=exception[0] is None)
+
+    def _most_tokens(self, request: Request) -> int:
+        """How many tokens a request can get; raises for one that cannot be."""
+        room, count = self._spec.learned_positions, len(request.prompt)
+        check_prompt(request.prompt, self._spec.vocab, room)
+        limits = {
+            "the prompt has {} tokens": (count, self._max_prompt_tokens),
+            "max_tokens is {}": (request.max_tokens, self._max_tokens),
+            "logprobs is {}": (request.logprobs or 0, self._spec.vocab),
+        }
+        for words, (value, most) in limits.items():
+            if most is not None and value > most:
+                raise InvalidRequest(f"{words.format(value)}: at most {most} here")
+        if request.max_tokens < 1 or (request.logprobs or 0) < 0:
+            raise InvalidRequest(
+                f"max_tokens is {request.max_tokens} and logprobs {request.logprobs}: "
+                "give at least 1 token, and no or 0 and more log-probabilities"
+            )
+        return min(request.max_tokens, room - count + 1) if room else request.max_tokens
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _retry_after(self) -> float:
+        """Seconds until a row is free, by how long turns took lately. At least one."""
+        rows = list(self._rows.jobs)
+        turns = min((job.max_tokens - job.made for job in rows), default=1)
+        turns += sum((len(job.known) - job.at) / self._chunk for job in list(self._filling))
+        return min(max(1.0, turns * self._turn_seconds), _LONGEST_WAIT)
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while self._has_work():
+                self._turn()
+        except Exception as cause:
+            self._die(" ".join(str(cause).split()) or type(cause).__name__)
+        finally:
+            # A thread that ends with streams of its own can take the process with it at exit.
+            self._prefixes.clear()
+            self._rows.clear()
+            mx.clear_streams()
+
+    def _has_work(self) -> bool:
+        """Wait for something to do; False once it is closed and done."""
+        if not self._living:
+            mx.clear_cache()
+        with self._changed:
+            self._changed.wait_for(lambda: self._living or self._closing)
+            return bool(self._living)
+
+    def _turn(self) -> None:
+        """One chunk of prompts, and one step of the rows."""
+        begin, made = time.monotonic(), self._counts["generated_tokens"]
+        self._cancel()
+        self._admit()
+        self._step(self._feed())
+        if self._failures >= _FAILURES:
+            raise RuntimeError(f"MLX failed {_FAILURES} times without a success in between")
+        now = time.monotonic()
+        self._turn_seconds += 0.1 * (now - begin - self._turn_seconds)
+        self._recent.append((now, self._counts["generated_tokens"] - made))
+        while self._recent[0][0] < now - _RECENT:
+            self._recent.popleft()
+        self._turns += 1
+        if self._turns % _TIDY == 0:
+            mx.clear_cache()
+
+    def _cancel(self) -> None:
+        """Free what nobody waits for."""
+
+        def gone(jobs: Iterable[Job]) -> list[Job]:
+            return [job for job in jobs if self._abandoned or job.ticket.cancelled]
+
+        with self._changed:
+            waiting = gone(self._waiting)
+            for job in waiting:
+                self._waiting.remove(job)
+        filling, rows = gone(self._filling), gone(self._rows.jobs)
+        for job in filling:
+            self._filling.remove(job)
+        self._rows.leave(rows)
+        for job in (*waiting, *filling, *rows):
+            job.cancel()
+            self._settle(job)
+
+    def _admit(self) -> None:
+        """Let those in that have waited longest, while there are rows for them."""
+        while len(self._filling) + len(self._rows.jobs) < self._max_rows:
+            with self._changed:
+                if not self._waiting:
+                    return
+                job = self._waiting.popleft()
+            try:
+                job.begin(self._tokenizer, self._spec.vocab)
+            except Exception as cause:
+                job.fail(cause)
+                self._settle(job)
+            else:
+                self._filling.append(job)
+
+    def _feed(self) -> list[Job]:
+        """Feed about one chunk; return the jobs that are ready to decode.
+
+        Prompts take turns, so that a short one does not wait for a long one.
+        """
+        room, ready = self._chunk, []
+        while self._filling and room > 0:
+            job = self._filling.popleft()
+            with self._guarded([job]):
+                room -= self._prefill.feed(job)
+            if job.done:
+                self._settle(job)
+            elif job.next is None:
+                self._filling.append(job)
+            else:
+                self._count_prompt(job)
+                ready.append(job)
+        return ready
+
+    def _step(self, ready: list[Job]) -> None:
+        """Let ready jobs join the rows, and have them all make a token."""
+        left = jobs = [*self._rows.jobs, *ready]
+        made = sum(job.made for job in jobs)
+        with self._guarded(jobs):
+            self._rows.join(ready)
+            left = self._rows.step()
+        if left is jobs:
+            self._rows.clear()
+        self._counts["generated_tokens"] += sum(job.made for job in jobs) - made
+        for job in left:
+            if job.done:
+                self._settle(job)
+            else:  # it has outgrown its keys
+                job.at = 0
+                self._filling.appendleft(job)
+
+    @contextmanager
+    def _guarded(self, jobs: list[Job]) -> Iterator[None]:
+        """What MLX may fail at: the jobs that are in it end with an error then, and nobody else."""
+        try:
+            yield
+        except Exception as cause:
+            self._failures += 1
+            for job in jobs:
+                job.fail(f"the model could not be run: {cause}")
+            self._prefixes.clear()
+        else:
+            self._failures = 0
+
+    def _count_prompt(self, job: Job) -> None:
+        if not job.made:
+            self._counts["prompt_tokens"] += len(job.request.prompt)
+            self._counts["cached_tokens"] += job.cached
+            self._counts["cache_hits" if job.cached else "cache_misses"] += 1
+
+    def _settle(self, job: Job) -> None:
+        """Count how a job ended, then say so."""
+        assert job.done is not None
+        self._counts[job.done.reason] += 1
+        self._living.discard(job)
+        job.ticket.put(job.done)
+
+    def _die(self, reason: str) -> None:
+        with self._changed:
+            self._dead = reason
+            self._waiting.clear()
+        for job in list(self._living):
+            job.fail(f"the worker has ended: {reason}")
+            self._settle(job)
