@@ -60,6 +60,11 @@ class Tool(BaseModel):
     input_schema: dict[str, Any] | None = None
 
 
+class OutputConfig(Body):
+    effort: str | None = None  # ignored
+    format: dict[str, Any] | None = None
+
+
 class CountBody(Body):
     """POST /v1/messages/count_tokens."""
 
@@ -69,6 +74,7 @@ class CountBody(Body):
     tools: list[Tool] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = None  # ignored: every prefix is cached
 
 
@@ -100,7 +106,14 @@ def routes(service: Service) -> APIRouter:
         max_tokens = service.tokens(body.max_tokens)
         tools = [tool["name"] for tool in _tools(body)]
         # What marks a call may be a special token.
-        asked = Request(prompt, max_tokens, sampling, stop, skip_special=not tools)
+        asked = Request(
+            prompt,
+            max_tokens,
+            sampling,
+            stop,
+            constraint=await unless_gone(request, _grammar(service, body)),
+            skip_special=not tools,
+        )
         tickets = service.submit([asked])
         writer = _Writer(service.name, len(prompt), tools)
         if body.stream:
@@ -223,7 +236,7 @@ class _Writer:
 
 async def _prompt(service: Service, body: CountBody) -> tuple[int, ...]:
     service.check_name(body.model)
-    if (body.thinking or {}).get("type", "disabled") != "disabled":
+    if (body.thinking or {}).get("type", "disabled") not in ("disabled", "adaptive"):
         raise InvalidRequest("thinking is not told apart here: leave it out")
     turns: list[dict[str, Any]] = []
     if body.system:
@@ -246,6 +259,18 @@ async def _prompt(service: Service, body: CountBody) -> tuple[int, ...]:
         for tool in _tools(body)
     ]
     return await service.chat(turns, tools=tools or None, begun=begun)
+
+
+async def _grammar(service: Service, body: MessagesBody) -> Any:
+    """The constraint that an output format asks for."""
+    asked = body.output_config.format if body.output_config else None
+    if asked is None:
+        return None
+    if asked.get("type") != "json_schema" or not isinstance(asked.get("schema"), dict):
+        raise InvalidRequest("output_config.format: give a type json_schema with a schema")
+    if body.tools:
+        raise InvalidRequest("output_config.format and tools exclude each other: leave one out")
+    return await service.grammar("json_schema", asked["schema"])
 
 
 def _tools(body: CountBody) -> list[dict[str, Any]]:

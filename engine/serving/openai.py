@@ -150,6 +150,8 @@ async def _requests(
     stop = stop_strings(body.stop, settings.stops)
     found = []
     for prompt in prompts:
+        if not prompt:
+            raise InvalidRequest("the prompt has no tokens: give a text, or token ids")
         for i in range(n):
             found.append(
                 Request(

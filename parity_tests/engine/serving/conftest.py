@@ -64,14 +64,8 @@ def serving(*arguments: object) -> Iterator[Process]:
     if "--port" not in command:
         command += ["--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
     assert process.stdout is not None and process.stderr is not None
     try:
         line = process.stdout.readline()
