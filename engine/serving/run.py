@@ -30,6 +30,7 @@ def listen(settings: Settings) -> socket.socket:
     It is bound before a model is loaded, which may take minutes.
     """
     where = f"{settings.host}:{settings.port}"
+    bound = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -39,7 +40,9 @@ def listen(settings: Settings) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen(_BACKLOG)
-    except (OSError, UnicodeError, OverflowError) as cause:
+    except (OSError, UnicodeError) as cause:
+        if bound is not None:
+            bound.close()
         reason = getattr(cause, "strerror", None) or str(cause)
         raise EngineError(
             f"cannot listen on {where} ({reason}): another server may have it; choose another "

@@ -90,7 +90,8 @@ def test_a_loopback_server_is_asked_by_its_names(client, host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:11435", "127.0.0.1.evil.example", "localhost.", "::1", ""]
+    "host",
+    ["evil.example", "evil.example:11435", "127.0.0.1.evil.example", "localhost.", "::1", ""],
 )
 def test_and_by_no_other(client, host):
     told = client().get("/v1/models", headers={"Host": host})

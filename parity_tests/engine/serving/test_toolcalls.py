@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -82,9 +83,7 @@ def test_pieces_make_no_difference(parts, data):
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=6).map(sorted))
     tool_text = ToolText(NAMES)
     edges = [0, *cuts, len(text)]
-    begin = "".join(
-        tool_text.push(text[a:b]) for a, b in zip(edges, edges[1:], strict=False)
-    )
+    begin = "".join(tool_text.push(text[a:b]) for a, b in pairwise(edges))
     rest, calls = tool_text.finish()
     assert (begin + rest, calls) == split(text, NAMES)
     if not calls:
