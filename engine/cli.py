@@ -10,7 +10,9 @@ from typing import Any
 import typer
 
 # In the order of `engine --help`; a-b stands in a_b.py.
-COMMANDS = ("generate", "chat", "list", "discover", "probe", "bench", "convert", "gpu-info")
+COMMANDS = (
+    "serve", "generate", "chat", "list", "discover", "probe", "bench", "convert", "gpu-info",
+)  # fmt: skip
 
 app = typer.Typer(
     help="Run language models on Apple MLX.",
