@@ -86,7 +86,11 @@ def junit(leg: str, results: Sequence[Result]) -> ElementTree.Element:
     )
     for result in results:
         case = ElementTree.SubElement(
-            suite, "testcase", classname=leg, name=result.name, time=f"{result.seconds:.1f}"
+            suite,
+            "testcase",
+            classname=leg,
+            name=_printable(result.name),
+            time=f"{result.seconds:.1f}",
         )
         if result.verdict == "fail":
             failure = ElementTree.SubElement(case, "failure", message=_printable(result.seen))

@@ -16,8 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Tags that pip has to be told one by one; of macOS it knows the older ones itself.
-GLIBC = (35, 34, 31, 28, 27, 26, 24, 17)  # 2.35 is the oldest that mlx-cpu runs on
+# Of macOS pip knows the older tags itself; of Linux it has to be told one by one, from glibc 2.35,
+# which mlx-cpu asks for, down.
+GLIBC = range(35, 16, -1)
 PLATFORMS = {
     "macos-14-arm64": ("darwin", ("macosx_14_0_arm64",)),
     "macos-15-arm64": ("darwin", ("macosx_15_0_arm64",)),
