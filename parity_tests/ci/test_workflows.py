@@ -99,7 +99,7 @@ def test_actions_are_pinned_by_full_hash_with_their_version():
             match = re.fullmatch(r"([\w./-]+)@([0-9a-f]{40}) # (v\d+\.\d+\.\d+)", line)
             assert match, line
             name, *version = match.groups()
-                assert pins.setdefault(name, version) == version  # one version everywhere
+            assert pins.setdefault(name, version) == version  # one version everywhere
     assert "actions/checkout" in pins
 
 
