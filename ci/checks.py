@@ -96,7 +96,8 @@ def mlx_version(which: str) -> str:
 def lint(place: Place) -> Iterator[Step]:
     yield Step("ruff check", place.python("-m", "ruff", "check", "."))
     yield Step("ruff format", place.python("-m", "ruff", "format", "--check", "."))
-    yield Step("pyright", place.python("-m", "pyright"))
+    python = Path(sys.executable) if place.here else ROOT / ".venv" / "bin" / "python"
+    yield Step("pyright", place.python("-m", "pyright", "--pythonpath", python))
 
 
 def wheels(place: Place) -> Iterator[Step]:
@@ -122,7 +123,7 @@ def parity_metal(place: Place) -> Iterator[Step]:
     """The same on the GPU, by limits calibrated for this GPU."""
     code = "import mlx.core as mx; print(mx.default_device(), mx.metal.is_available())"
     yield Step("device", place.python("-c", code), judge=_is_gpu)
-    yield Step("limits", place.python("ci/limits.py"), seconds=5400, judge=_last_line)
+    yield Step("limits", place.python("-m", "ci.limits"), seconds=5400, judge=_last_line)
     for model in GOLDEN:
         yield _compare(place, f"golden/models/{model}")
 
@@ -145,7 +146,7 @@ def smoke(place: Place) -> Iterator[Step]:
 def models(place: Place) -> Iterator[Step]:
     """Real models, each at the revision of `models.py`."""
     if place.leg.device == "metal":
-        yield Step("limits", place.python("ci/limits.py"), seconds=5400, judge=_last_line)
+        yield Step("limits", place.python("-m", "ci.limits"), seconds=5400, judge=_last_line)
     for model in MODELS:
         yield _compare(place, model.id, "--revision", model.revision)
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from summary import Result, describe, markdown, to_page
 
 ENVIRONMENT = Path(__file__).resolve().parent / "environment.py"
+# It has a PyTorch without CUDA, which is smaller by gigabytes; the caller's own choice wins.
+INDEX = "https://download.pytorch.org/whl/cpu"
 OPTIONS = {
     "--model": "PARITY_MODEL",
     "--candidate": "PARITY_CANDIDATE",
@@ -48,7 +50,8 @@ def main() -> int:
         print(f"parity: {error}", file=sys.stderr)
         return 2
     begin = time.monotonic()
-    status = subprocess.run(line).returncode
+    environment = {"PIP_EXTRA_INDEX_URL": INDEX, **os.environ}
+    status = subprocess.run(line, env=environment).returncode
     seconds = time.monotonic() - begin
     comparison = json.loads(report.read_text()) if report.exists() else None
     verdict = comparison["verdict"] if comparison else "error"

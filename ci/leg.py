@@ -93,11 +93,14 @@ def _comparison(step: Step) -> dict | None:
 
 
 def variables(place: Place) -> dict[str, str]:
-    """This environment with the leg's own: the tree, and another MLX, come first on the path."""
-    path = [str(other_mlx(place))] if place.leg.mlx != "pinned" else []
-    path += [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    limits = os.environ.get("MLX_PARITY_LIMITS", str(ROOT / ".cache" / "limits"))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "MLX_PARITY_LIMITS": limits}
+    """This environment, with another MLX first on the path, and with limits where CI keeps them."""
+    found = dict(os.environ)
+    if place.leg.mlx != "pinned":
+        path = [str(other_mlx(place)), *filter(None, [found.get("PYTHONPATH")])]
+        found["PYTHONPATH"] = os.pathsep.join(path)
+    if place.leg.device == "metal":
+        found.setdefault("MLX_PARITY_LIMITS", str(ROOT / ".cache" / "limits"))
+    return found
 
 
 def execute(

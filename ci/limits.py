@@ -1,4 +1,4 @@
-"""Calibrate this machine's GPU unless its limits are there: `python ci/limits.py`.
+"""Calibrate this machine's GPU unless its limits are there: `python -m ci.limits`.
 
 A leg on Metal is judged by the limits of its own class of device, never by a stand-in. Where the
 harness ships no table of the class, `harness calibrate` makes one, in the folder that

@@ -86,7 +86,7 @@ def test_the_smoke_test_has_a_minute():
 
 def test_metal_is_asserted_before_anything_is_judged():
     device, limits, *rest = steps("macos-15-metal", "parity-metal")
-    assert device.judge is not None and "ci/limits.py" in limits.command
+    assert device.judge is not None and "ci.limits" in limits.command
     assert device.judge("Device(gpu, 0) True\n")
     for log in ("Device(cpu, 0) True\n", "Device(gpu, 0) False\n"):  # no Metal: CUDA
         with pytest.raises(Wrong, match="is not Metal's GPU"):

@@ -20,8 +20,9 @@ PORT = "import numpy as np\ndef logits(tokens):\n    return np.zeros((len(tokens
 def test_the_inputs_are_the_variables():
     step = ACTION["runs"]["steps"][-1]
     inputs = {name: f"${{{{ inputs.{name} }}}}" for name in ACTION["inputs"]}
-    assert {f"PARITY_{name.upper()}": value for name, value in inputs.items()} == step["env"]
-    assert set(step["env"]) == set(compare.OPTIONS.values())
+    variables = {f"PARITY_{name.upper()}": value for name, value in inputs.items()}
+    assert set(variables) == set(compare.OPTIONS.values())
+    assert step["env"] == {"PYTHON": "${{ steps.python.outputs.python-path }}", **variables}
 
 
 def test_no_expression_stands_in_a_command():

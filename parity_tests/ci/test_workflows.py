@@ -47,8 +47,9 @@ def test_the_schema_finds_a_wrong_key(tmp_path):
 
 
 def zizmor(folder: Path) -> subprocess.CompletedProcess[str]:
-    pytest.importorskip("zizmor", reason="audits workflows")
-    program = Path(sys.executable).with_name("zizmor")
+    program = Path(sys.executable).with_name("zizmor")  # a program alone: nothing to import
+    if not program.exists():
+        pytest.skip("zizmor is not installed")
     command = [str(program), "--offline", "--pedantic", "--strict-collection", "--no-progress"]
     command += ["--collect=all", "--format=plain", "--quiet", str(folder)]
     return subprocess.run(command, capture_output=True, text=True)
