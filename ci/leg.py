@@ -3,7 +3,7 @@
 Makes the environment (`ci/environment.py`; with `--here` takes that of this Python), runs the
 steps of the leg's checks one after the other, and writes to `.cache/legs/NAME` (or `--out`) what
 `summary.py` says. A step that fails does not stop the next; a set-up that fails does.
-Exit status: 0 all passed, 1 not, 2 the leg cannot be run. Needs Python 3.11 and nothing else.
+Exit status: 0 all passed, 1 not, 2 there is no such leg. Needs Python 3.11 and nothing else.
 """
 
 from __future__ import annotations
@@ -39,8 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{leg.name} has no check {asked.only}: one of {', '.join(leg.checks)}")
     out = (asked.out or ROOT / ".cache" / "legs" / leg.name).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    (out / "verdict.json").unlink(missing_ok=True)  # of an earlier run
     place = Place(leg, out, asked.here)
-    results = list(run(place, (asked.only,) if asked.only else leg.checks))
+    try:
+        results = list(run(place, (asked.only,) if asked.only else leg.checks))
+    except KeyboardInterrupt:
+        print(f"{leg.name}: interrupted", file=sys.stderr)
+        return 130
     content = write(out, leg.name, results)
     print(f"{leg.name}: {content['verdict'].upper()}  {out}")
     return 0 if content["verdict"] == "pass" else 1
