@@ -122,8 +122,10 @@ def padded_mask(
     The queries begin at `offset`. A query that is padding itself sees itself alone: nothing at all
     would be 0/0, which spreads through values that are not finite.
     """
-    at = mx.arange(offset, offset + queries)[:, None]
     key = mx.arange(offset + queries - keys, offset + queries)[None]
+    if queries == 1 and mask is None:
+        return (key >= mx.minimum(padding, offset)[:, None])[:, None, None]
+    at = mx.arange(offset, offset + queries)[:, None]
     seen = mask if isinstance(mask, mx.array) else key <= at
     real = key[None] >= padding[:, None, None]  # (B, 1, S)
     return ((seen[None] & real) | (key == at)[None])[:, None]

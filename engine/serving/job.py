@@ -56,6 +56,11 @@ class Job:
         self._sampler = None if self._greedy else Sampler(request.sampling, request.prompt, vocab)
 
     @property
+    def plain(self) -> bool:
+        """Whether all that is asked of logits is where they are highest."""
+        return self._greedy and self.request.logprobs is None
+
+    @property
     def independent(self) -> bool:
         """Whether the next token can be chosen before this one is read."""
         return self.request.constraint is None and not self.request.sampling.penalised

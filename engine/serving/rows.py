@@ -107,9 +107,12 @@ class Rows:
             tokens = mx.pad(tokens, (0, self._fixed - count))
         logits = self._decoder(tokens[:, None], self._layers)[:count, -1]  # (B, V)
         best = greedy(logits)
-        chosen = [job.choose(logits[row], best[row]) for row, job in enumerate(self.jobs)]
-        self._tokens = mx.stack([token for token, _ in chosen])
-        self._told = [told for _, told in chosen]
+        if all(job.plain for job in self.jobs):
+            self._tokens, self._told = best, [None] * count
+        else:
+            chosen = [job.choose(logits[row], best[row]) for row, job in enumerate(self.jobs)]
+            self._tokens = mx.stack([token for token, _ in chosen])
+            self._told = [told for _, told in chosen]
         mx.async_eval(self._tokens, self._told)
 
     def _remember(self, row: int, job: Job) -> None:
