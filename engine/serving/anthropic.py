@@ -34,17 +34,22 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Block(BaseModel):
-    """One block of content; what its type needs is looked at when it is read."""
+class Part(BaseModel):
+    """A block within the result of a tool."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     type: str
     text: str | None = None
+
+
+class Block(Part):
+    """One block of content; what its type needs is looked at when it is read."""
+
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | list[Block] | None = None
+    content: str | list[Part] | None = None
 
 
 class Turn(Body):
@@ -318,7 +323,7 @@ def _turns(turn: Turn, where: str) -> Iterator[dict[str, Any]]:
         yield {"role": turn.role, "content": text}
 
 
-def _only_text(content: str | Sequence[Block], where: str) -> str:
+def _only_text(content: str | Sequence[Part], where: str) -> str:
     """The text of content. Raises InvalidRequest for blocks of another type."""
     if isinstance(content, str):
         return content

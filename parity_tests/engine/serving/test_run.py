@@ -93,10 +93,10 @@ def test_keys_come_from_a_file(tmp_path, chat_model):
     assert "no API key" in failing("--model", chat_model, "--port", 0, "--api-key-file", keys)
     keys.write_text("good-key\n")
     with serving("--model", chat_model, "--api-key-file", keys) as process:
-        with httpx2.Client(base_url=process.url, trust_env=False) as client:
-            assert client.get("/v1/models").status_code == 401
-            headers = {"Authorization": "Bearer good-key"}
-            assert client.get("/v1/models", headers=headers).status_code == 200
+        models = process.url + "/v1/models"
+        assert httpx2.get(models, trust_env=False).status_code == 401
+        headers = {"Authorization": "Bearer good-key"}
+        assert httpx2.get(models, headers=headers, trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
@@ -161,8 +161,8 @@ def test_pytorch_serves_the_same(chat_model, alone):
     pytest.importorskip("transformers")
     body = {"prompt": "def main(", "max_tokens": 12, "temperature": 0, "logprobs": 1}
     with serving("--model", chat_model, "--backend", "torch") as process:
-        with httpx2.Client(base_url=process.url, trust_env=False, timeout=60) as client:
-            told = client.post("/v1/completions", json=body).json()["choices"][0]
-            assert told["text"] == alone("def main(", 12)[0]
-            assert len(told["logprobs"]["token_logprobs"]) == 12
-            assert "engine_rows 1.0" in client.get("/metrics").text
+        where = process.url + "/v1/completions"
+        choice = httpx2.post(where, json=body, trust_env=False, timeout=60).json()["choices"][0]
+        assert choice["text"] == alone("def main(", 12)[0]
+        assert len(choice["logprobs"]["token_logprobs"]) == 12
+        assert "engine_rows 1.0" in httpx2.get(process.url + "/metrics", trust_env=False).text
