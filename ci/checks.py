@@ -135,7 +135,7 @@ def smoke(place: Place) -> Iterator[Step]:
     convert = ("-m", "engine", "convert", *source, "--out", weights, "--force")
     yield Step("convert to npz", place.python(*convert), seconds=SMOKE_SECONDS)
     options = ("--prompt", "def main(", "--max-tokens", TOKENS, "--device", place.device)
-    generate = ("-m", "engine", "generate", "--model", weights, *options)
+    generate = ("-m", "engine", "generate", "--backend", "mlx", "--model", weights, *options)
 
     def judge(log: str) -> str:
         return generated(log, place.leg.device)
