@@ -79,11 +79,13 @@ def standing(
             near.append(certificate)
     if not near:
         return Standing(None, (NONE, *reasons))
-    here = subject_of(files, device)
-    objections = []
+    here, dtype = subject_of(files, device), dtype or stored_dtype(files)
+    weights, objections = None, []
     for certificate in near:
-        found = _objections(certificate, here, dtype or stored_dtype(files))
-        found = found or _other_weights(certificate, weights_of(files, read=read))
+        found = _objections(certificate, here, dtype)
+        if not found:
+            weights = weights or weights_of(files, read=read)
+            found = _other_weights(certificate, weights)
         if not found:
             return Standing(certificate)
         objections.append([f"{certificate.path.name}: {reason}" for reason in found])

@@ -93,7 +93,8 @@ def _golden(search: Search) -> Iterator[Found]:
     known = set()
     for root in golden_roots():
         for folder in _folders(root, search):
-            for found in _models_in(folder, "golden", search, name=folder.name):
+            name = folder.name if folder.parent == root else None
+            for found in _models_in(folder, "golden", search, name):
                 if found.name not in known:
                     known.add(found.name)
                     yield found
@@ -157,9 +158,10 @@ def _hugging_face(search: Search) -> Iterator[Found]:
         if kind != "models":
             continue
         main = _commit(repository / "refs" / "main")
+        hub_id = name.replace("--", "/", 1) if "--" in name else None
         for snapshot in _listed(repository / "snapshots", search):
-            hub_id = name.replace("--", "/", 1) if snapshot.name == main else None
-            yield from _models_in(snapshot, "Hugging Face", search, hub_id)
+            known = hub_id if snapshot.name == main else None
+            yield from _models_in(snapshot, "Hugging Face", search, known)
 
 
 def _hub_cache() -> Path:

@@ -73,8 +73,9 @@ def _check_supported(files: ModelFiles) -> None:
     """Raise where the engine has no such family, or not all that the configuration asks for."""
     from .architectures import decoder_spec
     from .config import Config
+    from .decoder import Decoder
     from .weights.quantised import quantisation
 
     where = str(files.folder / "config.json")
-    decoder_spec(Config(files.config, where))
+    Decoder(decoder_spec(Config(files.config, where)))  # of parameters that are never made
     quantisation(files.config, where)

@@ -28,5 +28,6 @@ def gpu_info(device: Device = None, json: AsJson = False) -> None:
         shown.add_row(name, version)
     tf32 = known["pins"]["tf32"]
     shown.add_row("TF32", tf32 if tf32 == "off" else "on: MLX_ENABLE_TF32 is not 0")
+    shown.add_row("certificates", known["certificates"])
     shown.add_row("platform", known["platform"])
     show(shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def test_one_that_holds_beside_ones_that_do_not(world):
 
 
 def test_without_torch_auto_names_both_ways_out(world, monkeypatch, command):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     arguments = ("engine", "generate", "--model", world.model, "--prompt", "x", "--max-tokens", 1)
     assert command(*arguments).status == 0  # the certificate holds
     shutil.rmtree(world.certificates)
