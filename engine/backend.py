@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 AUTO, MLX, TORCH = "auto", "mlx", "torch"
 BACKENDS = (AUTO, MLX, TORCH)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def choose_backend(
     """
     if asked not in BACKENDS:
         raise BackendUnavailable(f"backend {asked!r} is not one of {', '.join(BACKENDS)}")
+    if dtype not in (None, *DTYPES):
+        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if asked == TORCH:
         if missing := _missing():
             raise BackendUnavailable(
@@ -79,9 +82,10 @@ def choose_backend(
         proof = found.certificate
         limits = "" if proof.calibrated else ", by limits that are not calibrated for this device"
         return Choice(
-            MLX, f"parity certificate {proof.path}, until {proof.expires:%Y-%m-%d}{limits}"
+            MLX, f"by certificate {proof.path.name}, until {proof.expires:%Y-%m-%d}{limits}"
         )
-    ways = f"--backend mlx runs it all the same; harness certify --model {files.name} may prove it"
+    certify = f"harness certify --model {files.name}" + (f" --dtype {dtype}" if dtype else "")
+    ways = f"--backend mlx runs it all the same; {certify} may prove it"
     if missing := _missing():
         raise BackendUnavailable(
             f"backend auto: MLX is not proven on {files.name} ({'; '.join(found.reasons)}), and "

@@ -19,6 +19,7 @@ from .subject import Subject, Weights, differences, subject_of, weights_of
 from .userdata import certificate_folder
 
 SCHEMA = "harness.certificate/1"
+NONE = "there is no parity certificate for this model"
 MIXED = "mixed"  # the dtype of a model whose tensors are stored in several
 
 
@@ -77,12 +78,14 @@ def standing(
         if _concerns(certificate, files):
             near.append(certificate)
     if not near:
-        return Standing(None, ("there is no parity certificate for this model", *reasons))
-    here = subject_of(files, device)
-    objections = []
+        return Standing(None, (NONE, *reasons))
+    here, dtype = subject_of(files, device), dtype or stored_dtype(files)
+    weights, objections = None, []
     for certificate in near:
-        found = _objections(certificate, here, dtype or stored_dtype(files))
-        found = found or _other_weights(certificate, weights_of(files, read=read))
+        found = _objections(certificate, here, dtype)
+        if not found:
+            weights = weights or weights_of(files, read=read)
+            found = _other_weights(certificate, weights)
         if not found:
             return Standing(certificate)
         objections.append([f"{certificate.path.name}: {reason}" for reason in found])
@@ -95,7 +98,10 @@ def read_certificate(path: Path) -> Certificate:
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {content['schema']!r}, not {SCHEMA!r}")
     model = content["model"]
-    weights = tuple(Weights(w["file"], w["bytes"], w["sha256"]) for w in model["weights"])
+    weights = tuple(
+        Weights(_text(each["file"]), each["bytes"], _text(each["sha256"]))
+        for each in model["weights"]
+    )
     if not weights:
         raise ValueError("it names no weights")
     return Certificate(
@@ -121,9 +127,8 @@ def stored_dtype(files: ModelFiles) -> str:
 
 
 def _files() -> list[Path]:
-    """Certificate files, in the order of their names; hidden ones are no certificates."""
-    folder = certificate_folder()
-    return sorted(p for p in folder.glob("*.json") if not p.name.startswith("."))
+    """What may be certificates, in the order of their names."""
+    return sorted(certificate_folder().glob("*.json"))
 
 
 def _concerns(certificate: Certificate, files: ModelFiles) -> bool:

@@ -9,7 +9,10 @@ from typing import Any
 
 import typer
 
-COMMANDS = ("generate", "serve", "convert")  # in the order of `engine --help`; a-b stands in a_b.py
+# In the order of `engine --help`; a-b stands in a_b.py.
+COMMANDS = (
+    "serve", "generate", "chat", "list", "discover", "probe", "bench", "convert", "gpu-info",
+)  # fmt: skip
 
 app = typer.Typer(
     help="Run language models on Apple MLX.",

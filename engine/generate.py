@@ -103,8 +103,8 @@ class Feed(Protocol):
 class DecoderFeed:
     """A decoder with its caches.
 
-    Where a sequence outgrows the short factors of LongRoPE it is fed once more, for all its keys are
-    other ones then.
+    Where a sequence outgrows the short factors of LongRoPE it is fed once more, because all its
+    keys are other ones then.
     """
 
     ahead = True

@@ -21,7 +21,7 @@ from typing import Any
 from .errors import EngineError
 from .userdata import certificate_folder, write_whole
 
-RECORD = ".hashes.json"
+RECORD = ".hashes"
 SETTLED = 3.0  # seconds; FAT's clock ticks every two
 
 

@@ -19,6 +19,7 @@ def describe() -> dict[str, Any]:
     from . import __version__
     from .runtime import device_class, device_name, tf32_pinned_off
     from .subject import versions
+    from .userdata import certificate_folder
 
     return {
         "device": device_name(),
@@ -32,6 +33,7 @@ def describe() -> dict[str, Any]:
             **versions(),
         },
         "pins": {"tf32": "off" if tf32_pinned_off() else "on"},
+        "certificates": str(certificate_folder()),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
 

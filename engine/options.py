@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +18,7 @@ Backend = Annotated[
     typer.Option(help="mlx or torch; auto takes mlx where parity is certified, else torch."),
 ]
 ModelFolders = Annotated[
-    list[Path] | None,
-    typer.Option("--model-dirs", help="One more folder to search; may be given again."),
+    list[str] | None,
+    typer.Option("--model-dirs", help="More folders to search, ; between them or given again."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

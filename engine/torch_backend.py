@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from .errors import BackendUnavailable, EngineError, MetalNotAvailable
-from .files import ModelFiles, find_model
+from .files import ModelFiles
 from .generate import Step, steps
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
-DTYPES = ("float32", "bfloat16", "float16")
 PACKED = ("quantization", "quantization_config")  # mlx-lm's; transformers gets matrices unpacked
 
 
@@ -31,8 +30,6 @@ class TorchModel:
     def __init__(self, files: ModelFiles, dtype: str | None, device: str | None) -> None:
         """Raises BackendUnavailable, MetalNotAvailable, and what weights raise."""
         torch, transformers = _quiet_imports()
-        if dtype is not None and dtype not in DTYPES:
-            raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         self._torch, self._files = torch, files
         self.device = _device(torch, device)
         try:
@@ -138,26 +135,25 @@ def _device(torch: Any, asked: str | None) -> str:
 
 
 def _load(torch: Any, transformers: Any, files: ModelFiles, dtype: str | None) -> Any:
-    """The model, from its folder where it lies as transformers writes it, else from tensors."""
-    wanted = "auto" if dtype is None else getattr(torch, dtype)
-    if _as_transformers_writes(files):
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            str(files.folder), dtype=wanted, local_files_only=True, trust_remote_code=False
-        )
+    """The model of transformers' own class, of the tensors that the engine reads."""
     from .certificate import MIXED, stored_dtype
-    from .weights.plain import plain_weights
 
-    if dtype is None and (stored := stored_dtype(files)) != MIXED:
-        wanted = getattr(torch, stored)
-    config = transformers.AutoConfig.for_model(
-        **{key: value for key, value in files.config.items() if key not in PACKED}
-    )
+    settings = {key: value for key, value in files.config.items() if key not in PACKED}
+    config = transformers.AutoConfig.for_model(**settings)
     kinds = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-    tensors = {name: _tensor(torch, a) for name, a in plain_weights(files, dtype).items()}
+    if type(config) not in kinds:
+        raise BackendUnavailable(
+            f"transformers has no causal language model for {config.model_type!r} ({files.folder})"
+        )
+    dtype = dtype or stored_dtype(files)
     model, report = kinds[type(config)].from_pretrained(
-        None, config=config, state_dict=tensors, dtype=wanted, output_loading_info=True
+        None,
+        config=config,
+        state_dict=_tensors(torch, files, None if dtype == MIXED else dtype),
+        dtype="auto" if dtype == MIXED else getattr(torch, dtype),
+        output_loading_info=True,
     )
-    if wrong := sorted(report["missing_keys"]):
+    if wrong := sorted(report["missing_keys"]) or sorted(report["mismatched_keys"]):
         raise BackendUnavailable(
             f"transformers misses parameter {wrong[0]!r} in {files.folder}: weights and "
             "config.json are not of the same model"
@@ -165,14 +161,24 @@ def _load(torch: Any, transformers: Any, files: ModelFiles, dtype: str | None) -
     return model
 
 
-def _as_transformers_writes(files: ModelFiles) -> bool:
-    """Whether the folder, read by transformers, is this very model."""
-    whole = (files.folder / "config.json").is_file() and files.weights[0].suffix == ".safetensors"
-    if not whole or "quantization" in files.config:
-        return False
-    from .weights.plain import as_original
+def _tensors(torch: Any, files: ModelFiles, dtype: str | None) -> dict[str, Any]:
+    """The checkpoint by the names of its original, packed matrices unpacked.
 
-    return find_model(files.folder).weights == files.weights and as_original(files)
+    Where it is stored so already, its files are mapped into memory and not copied.
+    """
+    from .weights import shapes_of
+    from .weights.mxfp4 import unpacked
+    from .weights.plain import plain_weights
+
+    plain = unpacked(plain_weights(files, dtype), str(files.folder))
+    if (
+        files.weights[0].suffix == ".safetensors"
+        and plain.keys() == shapes_of(files.weights).keys()
+    ):
+        from safetensors.torch import load_file
+
+        return {name: t for path in files.weights for name, t in load_file(path).items()}
+    return {name: _tensor(torch, plain.pop(name)) for name in list(plain)}
 
 
 def _tensor(torch: Any, array: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,12 +24,29 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
-def console() -> Any:
-    """100 columns where the output is no terminal. No markup: foreign names are shown as they are."""
+def show(what: Any, notes: Iterable[str] = ()) -> None:
+    """Print a table or a text, then notes; 100 columns wide where the output is no terminal.
+
+    No markup: what foreign files hold is shown as it is.
+    """
     from rich.console import Console
+    from rich.padding import Padding
+
+    from ..console import printable
 
     width = None if sys.stdout.isatty() else 100
-    return Console(width=width, highlight=False, markup=False, emoji=False)
+    screen = Console(width=width, highlight=False, markup=False, emoji=False)
+    screen.print(what)
+    for note in notes:
+        screen.print(Padding(printable(note), (0, 0, 0, 2)), style="dim")
+
+
+def tell_skipped(skipped: Iterable[str]) -> None:
+    """Say what a search passed over."""
+    from ..console import printable
+
+    for why in skipped:
+        print(f"skipped: {printable(why)}", file=sys.stderr)
 
 
 def table(*columns: str) -> Any:

@@ -96,6 +96,7 @@ def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any]
 
 
 def _headers(path: Path) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """What is said of each tensor, CONFIG_KEY apart."""
     found = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -104,6 +105,7 @@ def _headers(path: Path) -> dict[str, tuple[Any, tuple[int, ...]]]:
                     found[name.removesuffix(".npy")] = _header(file)
     except (*_BAD_ZIP, ValueError) as cause:
         raise _corrupt(path, cause) from None
+    found.pop(CONFIG_KEY, None)
     return found
 
 
