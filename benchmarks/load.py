@@ -77,12 +77,9 @@ def load(server: Server, clients: int, seconds: float, tokens: int) -> int:
     made = after["engine_generated_tokens_total"] - before
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
     print(f"{clients} clients for {taken:.0f} s: {kinds}")
-    print(
-        f"{made / taken:.0f} tokens/s, first token after {statistics.median(firsts):.2f} s (median)"
-    )
-    print(
-        f"resident memory {quarter / 2**20:.0f} MiB after a quarter, {last / 2**20:.0f} at the end"
-    )
+    first = statistics.median(firsts)
+    print(f"{made / taken:.0f} tokens/s, first token after {first:.2f} s (median)")
+    print(f"resident: {quarter / 2**20:.0f} MiB after a quarter, {last / 2**20:.0f} MiB at the end")
     running = after["engine_requests_running"] + after["engine_requests_waiting"]
     bad = [kind for kind in counts if kind not in ("right", "sent away")]
     fine = not bad and counts["right"] and last <= FLAT * quarter and not running and server.alive

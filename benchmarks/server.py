@@ -84,7 +84,7 @@ def larger(folder: str) -> Path:
     """A random model with tiny-llama's tokenizer."""
     from harness.random_models import config_of, write_model
 
-    config = {**config_of("llama", "llama"), **LARGER, "vocab_size": 512}
+    config = {**config_of("llama", "llama3"), **LARGER, "vocab_size": 512}
     path = write_model(Path(folder) / "llama-256x4", config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (path / name).write_bytes((GOLDEN / "tiny-llama" / name).read_bytes())
