@@ -314,6 +314,25 @@ def atlas(
     return found.exit_status
 
 
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> int:
+    """What is installed, whether TF32 is on, and what this machine can judge.
+
+    Exit status 2 when nothing can be judged.
+    """
+    from .doctor import examine
+    from .report.doctor import document, show
+
+    health = examine()
+    if json:
+        print(document(health))
+    else:
+        show(health, _console())
+    return health.exit_status
+
+
 @golden.command()
 def record(
     model: ModelOption,
