@@ -78,6 +78,9 @@ def compare(
         Path | None, typer.Option(help="Stream, and go on from this file when interrupted.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the verdict to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="The same as one HTML page, with pictures.")
+    ] = None,
     allow: Annotated[
         str | None,
         typer.Option(help="Comma-separated: remote-code, pickle; refused by default."),
@@ -85,11 +88,12 @@ def compare(
     revision: Revision = None,
 ) -> int:
     """Compare a candidate with a reference: weights, tokens, blocks, logits, greedy, cache."""
-    from .errors import BadOption
+    from .report import check_writable, write
     from .types import ERROR, Verdict
 
-    if json is not None and not json.parent.is_dir():
-        raise BadOption(f"--json {json}: the folder {json.parent} does not exist")
+    wanted = {name: path for name, path in (("json", json), ("html", html)) if path is not None}
+    for name, path in wanted.items():
+        check_writable(path, f"--{name}")
     verdict = Verdict(model, candidate, reference or "", dtype, device or "")
     try:
         from .judge import compare as judge
@@ -120,8 +124,9 @@ def compare(
         verdict.error = str(error) or type(error).__name__
         raise
     finally:
-        if json is not None and (verdict.error or verdict.checks):
-            _write(verdict, json)
+        if verdict.error or verdict.checks:
+            for name, path in wanted.items():
+                write(verdict, name, path)
     from .report.terminal import show
 
     show(verdict, _console())
@@ -348,6 +353,25 @@ def atlas(
     return found.exit_status
 
 
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> int:
+    """What is installed, whether TF32 is on, and what this machine can judge.
+
+    Exit status 2 when nothing can be judged.
+    """
+    from .doctor import examine
+    from .report.doctor import document, show
+
+    health = examine()
+    if json:
+        print(document(health))
+    else:
+        show(health, _console())
+    return health.exit_status
+
+
 @golden.command()
 def record(
     model: ModelOption,
@@ -558,13 +582,3 @@ def _console() -> Any:
 
     width = None if sys.stdout.isatty() else 100
     return Console(width=width, highlight=False, markup=False, emoji=False)
-
-
-def _write(verdict: Any, path: Path) -> None:
-    from .errors import BadOption
-    from .report.json import write
-
-    try:
-        write(verdict, path)
-    except OSError as error:
-        raise BadOption(f"--json {path}: {error.strerror}") from None

@@ -15,7 +15,7 @@ from engine.files import ModelFiles
 
 from .backends import Backend
 from .limits import Limits
-from .metrics import first_bad_token, relative_error
+from .metrics import relative_error, token_errors
 from .policy import decide, effective_noise
 from .probes import text_settings
 from .reference import Reference
@@ -41,7 +41,11 @@ MOST = 64  # prompts of one kind, however close to a limit it is
 
 @dataclass(frozen=True)
 class Measure:
-    """What one site of one probe measured, not judged yet."""
+    """What one site of one probe measured, not judged yet.
+
+    `each` (T,) holds the errors of single tokens over the noise, None of those left out as ties;
+    it is empty where the shape is another one.
+    """
 
     site: Site
     mode: str
@@ -51,6 +55,7 @@ class Measure:
     note: str | None = None
     token: int | None = None
     ties: int = 0
+    each: tuple[float | None, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -299,17 +304,22 @@ class Comparison:
             expected = evidence.expected[mode][site]
             path = next(known for known in noise if known == site)  # the reference's own
             least = effective_noise(noise[site], self.dtype)
-            note = token = None
+            note, token, each = None, None, ()
             if actual.shape != (shape := evidence.shape(site, mode)):
                 note = f"shape {actual.shape}, the reference has {shape}"
                 error = float("inf")
             else:
                 actual = evidence.view(site, actual)
-                kept = ties.kept(site)
+                kept, tied = ties.kept(site), ties.tied(site)
                 error = relative_error(actual[kept], expected[kept])
-                if not error / least <= allowed:
-                    token = first_bad_token(actual, expected, least, allowed)
-            keep(Measure(path, mode, probe, error, least, note, token, ties.count(site)))
+                ratios = token_errors(actual, expected) / least
+                if not error / least <= allowed and (ratios > allowed).any():
+                    token = int(np.argmax(ratios > allowed))
+                out = np.zeros(len(ratios), bool) if tied is None else tied
+                each = tuple(
+                    None if t else r for t, r in zip(out.tolist(), ratios.tolist(), strict=True)
+                )
+            keep(Measure(path, mode, probe, error, least, note, token, ties.count(site), each))
 
         return observe
 

@@ -13,6 +13,10 @@ class BadGolden(EngineError):
     """A golden file is missing, truncated, altered, or belongs to another model."""
 
 
+class GoldenMissing(BadGolden):
+    """There is no golden of exactly these weights, from this reference, at this dtype."""
+
+
 class BadTrace(EngineError):
     """A trace file, or a file of probes, is truncated, of another schema, or does not fit."""
 

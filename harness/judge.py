@@ -20,8 +20,9 @@ from .errors import BadOption
 from .probes import read_prompts
 from .reference import LiveReference, has_tokenizer
 from .resume import Resume
-from .sides import Candidate, Progress, default_reference, how_held, load_sides
+from .sides import Candidate, Progress, default_reference, how_held, load_sides, name_of
 from .streaming import StreamedComparison
+from .token_maps import token_maps
 from .types import ERROR, FAIL, INCONCLUSIVE, SKIP, CheckResult, Probe, Verdict
 
 DEPTHS = ("block", "module")
@@ -76,7 +77,7 @@ def compare(
     files = find_model(model, revision, pickles="pickle" in allow)
     source = None if original is None else find_model(original)
     reference = reference or default_reference()
-    named = candidate if isinstance(candidate, str) else getattr(candidate, "__qualname__", "?")
+    named = name_of(candidate)
     verdict = into if into is not None else Verdict("", "", "", "", "")
     verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
     verdict.dtype = dtype
@@ -144,6 +145,7 @@ def ask(comparison: Comparison, questions: Mapping[str, ModuleType], verdict: Ve
     diffs, decisions = comparison.judged_sites()
     verdict.sites += [*diffs, *comparison.inner]
     verdict.decisions += [*decisions, *comparison.decisions]
+    verdict.token_maps += token_maps(comparison, diffs)
     verdict.diagnosis = diagnose(verdict)
 
 

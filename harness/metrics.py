@@ -29,15 +29,24 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return difference / scale if scale else (0.0 if difference == 0 else float("inf"))
 
 
+def token_errors(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(T, features) twice -> (T,): each row's rms difference over the rms of all that is expected.
+
+    Their root mean square is the relative error; inf where a row is not finite.
+    """
+    difference = np.square(actual.astype(np.float64) - expected).mean(axis=1)
+    scale = np.square(expected).mean()
+    errors = np.sqrt(difference / (scale or 1.0))
+    return np.where(np.isnan(errors), np.inf, errors)
+
+
 def first_bad_token(
     actual: np.ndarray, expected: np.ndarray, noise: float, limit: float
 ) -> int | None:
     """The first row of (T, features) whose own relative error is beyond limit * noise."""
     if actual.shape != expected.shape:
         return None
-    difference = np.square(actual.astype(np.float64) - expected).mean(axis=1)
-    scale = np.square(expected).mean()
-    bad = np.flatnonzero(~(np.sqrt(difference / (scale or 1.0)) <= limit * noise))
+    bad = np.flatnonzero(token_errors(actual, expected) > limit * noise)
     return int(bad[0]) if bad.size else None
 
 

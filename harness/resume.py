@@ -104,6 +104,7 @@ def _restore(
     for m in state["measures"]:
         error = math.inf if m["error"] is None else m["error"]
         known = {**m, "site": _site(m["site"]), "probe": course.probe, "error": error}
+        known["each"] = tuple(m["each"])
         course.measures.append(Measure(**known))
     for name in (name for name in tensors.names if name.startswith(f"{index}/")):
         _, what, *rest = name.split("/")

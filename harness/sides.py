@@ -77,6 +77,13 @@ def load_streamed_reference(name: str, request: Request) -> tuple[Reference, Str
     return LiveReference(request.files, twin, None, 1, greedy=False), whole.oracle(), twin
 
 
+def name_of(candidate: Candidate) -> str:
+    """What a candidate is called; a partial function or an object goes by its type."""
+    if isinstance(candidate, str):
+        return candidate
+    return getattr(candidate, "__qualname__", type(candidate).__name__)
+
+
 def how_held(candidate: Candidate) -> dict[str, bool]:
     """Whether a candidate is `loaded` here, not recorded or served elsewhere, and `streamable`."""
     if not isinstance(candidate, str):
@@ -116,7 +123,7 @@ def _candidate(candidate: Candidate, request: Request) -> Backend:
     if callable(candidate):
         from .backends.python import PythonBackend
 
-        return PythonBackend(candidate, candidate.__qualname__, request.dtype)
+        return PythonBackend(candidate, name_of(candidate), request.dtype)
     if _is_golden(candidate):
         raise BadOption("candidate 'golden': a recording can only be a reference")
     return load_backend(candidate, request)
@@ -124,12 +131,11 @@ def _candidate(candidate: Candidate, request: Request) -> Backend:
 
 def _streamed(name: Candidate, request: Request) -> Any:
     """A side to be run part by part. Raises BadOption for one that cannot be."""
-    shown = name if isinstance(name, str) else name.__qualname__
     if isinstance(name, str):
         module, argument = find_backend(name, ["golden"])
         if hasattr(module, "load_streamed"):
             return module.load_streamed(replace(request, argument=argument))
-    raise BadOption(f"{shown} cannot be streamed: engine, mlx-lm, torch and traces can")
+    raise BadOption(f"{name_of(name)} cannot be streamed: engine, mlx-lm, torch and traces can")
 
 
 def _probes(reference: Reference, candidate: Any) -> list[Probe]:

@@ -142,6 +142,21 @@ class SiteDiff:
 
 
 @dataclass(frozen=True)
+class TokenMap:
+    """How far single tokens of one probe are off, site by site, in one mode.
+
+    `rows[site]` (T,) holds ratios of a token's error to the site's noise, None of tokens left out
+    as ties; `limit` is that of the whole site.
+    """
+
+    probe: Probe
+    mode: str
+    dtype: str
+    limit: float
+    rows: Mapping[Site, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True)
 class Decision:
     """What the prompts of one kind say about one measure at one site.
 
@@ -206,6 +221,7 @@ class Verdict:
     checks: list[CheckResult] = field(default_factory=list)
     sites: list[SiteDiff] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    token_maps: list[TokenMap] = field(default_factory=list)
     calibration: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

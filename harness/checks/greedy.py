@@ -16,7 +16,9 @@ def run(comparison: Comparison) -> CheckResult:
     """Free-running tokens against the recorded ones; past a tie, teacher-forced ones.
 
     At a position where the two differ, the oracle's margin between its two best tokens decides:
-    within TIE times the reference's own rms error there, either token is right.
+    within TIE times the reference's own rms error there, either token is right. `steps` has, of
+    every position up to the first wrong one, the token expected, the one taken, the margin in
+    units of noise, and whether it is a tie.
     """
     name = "greedy"
     probe = next((p for p in comparison.probes if p.prompt is not None), None)
@@ -35,6 +37,7 @@ def run(comparison: Comparison) -> CheckResult:
         "tokens": len(expected),
         "smallest_margin_over_noise": float((margin / noise).min()),
         "ties": 0,
+        "steps": [],
     }
     free = True
     for i, token in enumerate(expected):
@@ -42,6 +45,8 @@ def run(comparison: Comparison) -> CheckResult:
             text = f"the candidate stopped after {len(actual)} of {len(expected)} tokens"
             return _fails(name, probe.name, text, i, measures)
         taken, best = actual[i] if free else int(forced[i]), int(seen.scores.best[at[i]])
+        units = float(margin[i] / noise[i])
+        measures["steps"].append([token, taken, units, bool(tie[i])])
         if taken == token and (token == best or tie[i]):
             continue
         if not seen.has_oracle:
@@ -49,7 +54,6 @@ def run(comparison: Comparison) -> CheckResult:
                 continue
             text = f"token {i} is {taken}, not {token}, and no oracle says how near they are"
             return CheckResult(name, INCONCLUSIVE, text, measures)
-        units = float(margin[i] / noise[i])
         if tie[i]:
             measures["ties"] += 1
             free = False

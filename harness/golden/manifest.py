@@ -20,7 +20,7 @@ import numpy as np
 from engine.files import ModelFiles, golden_roots
 from engine.weights import read_weights
 
-from ..errors import BadGolden
+from ..errors import BadGolden, GoldenMissing
 from ..files import write_whole
 
 NAME = "MANIFEST.json"
@@ -73,14 +73,18 @@ def find_golden(files: ModelFiles, dtype: str, reference: str) -> tuple[dict[str
             near.append(f"{entry['reference']} at {entry['dtype']}")
     command = f"harness golden record --model {files.name} --reference {reference} --dtype {dtype}"
     there = f" (there is {', '.join(dict.fromkeys(near))})" if near else ""
-    raise BadGolden(
+    raise GoldenMissing(
         f"no golden of {files.name} from {reference} at {dtype}{there}: make one with `{command}`"
     )
 
 
 def golden_folders(files: ModelFiles) -> Iterator[Path]:
-    """Golden folders: the one the model lies in, then those models are looked up in."""
+    """Golden folders: what MLX_PARITY_GOLDENS names, the one the model lies in, then those models
+    are looked up in."""
+    named = os.environ.get("MLX_PARITY_GOLDENS")
     candidates = [files.folder.parent.parent, *(root.parent for root in golden_roots())]
+    if named:
+        candidates.insert(0, Path(named))
     seen = set()
     for folder in candidates:
         if folder.resolve() not in seen and (folder / NAME).exists():

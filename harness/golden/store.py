@@ -107,13 +107,15 @@ def record(
     revision: str | None = None,
     progress: Progress | None = None,
     notice: Notice | None = None,
+    command: str | None = None,
 ) -> Path:
     """Run a live reference on every probe and write the golden; return its path.
 
     `columns` are those of its sketches, 0 for whole arrays; None takes whole arrays where they come
     to less than LARGE bytes. `stream` runs it part by part, None where it would not fit into
-    memory: then the golden holds sketches, and no greedy tokens. An interrupted recording leaves
-    the old golden as it was.
+    memory: then the golden holds sketches, and no greedy tokens. `command` is what the golden says
+    it was made by; None is this process's own. An interrupted recording leaves the old golden as it
+    was.
     """
     if columns is not None and not (columns == 0 or 1 <= columns <= MOST_COLUMNS):
         raise BadOption(f"--columns {columns}: 0 for whole arrays, or up to {MOST_COLUMNS}")
@@ -134,7 +136,7 @@ def record(
     else:
         live, found = _whole(request, reference, columns, progress)
     arrays, metadata = pack(found, live.tokens(), live.growth(size_of(request.files).longest))
-    return _write(folder, request.files, reference, dtype, arrays, metadata)
+    return _write(folder, request.files, reference, dtype, arrays, metadata, command)
 
 
 def _whole(
@@ -225,6 +227,7 @@ def _write(
     dtype: str,
     arrays: Mapping[str, np.ndarray],
     metadata: dict[str, str],
+    command: str | None,
 ) -> Path:
     name = model_name(files)
     file = f"traces/{name}.{reference.replace(':', '-')}.{dtype}.safetensors"
@@ -240,7 +243,7 @@ def _write(
         **{
             key: environment.describe()[key] for key in ("python", "platform", "device", "packages")
         },
-        "command": shlex.join(["harness", *sys.argv[1:]]),
+        "command": command or shlex.join(["harness", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
     }
     part = part_of(folder, entry)

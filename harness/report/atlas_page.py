@@ -8,6 +8,7 @@ from html import escape
 from ..atlas import Atlas
 from ..atlas.rows import CANNOT_LOAD, NEW, OLD, Row
 from ..types import ERROR, FAIL, INCONCLUSIVE, PASS
+from ._page import page
 
 MARKS = {PASS: "✓", FAIL: "✗", CANNOT_LOAD: "⊘", INCONCLUSIVE: "?", ERROR: "!"}
 WORDS = {
@@ -21,28 +22,10 @@ KINDS = {PASS: "pass", FAIL: "fail", CANNOT_LOAD: "no", INCONCLUSIVE: "open", ER
 SPELLINGS = {OLD: "as before transformers 5", NEW: "as transformers 5 writes it"}
 
 STYLE = """
-:root{color-scheme:light dark;--line:#8883;--soft:#8882;--pass:#1a7f37;--fail:#cf222e;--no:#9a6700;
---open:#6e7781;--error:#8250df}
-@media(prefers-color-scheme:dark){:root{--pass:#3fb950;--fail:#ff7b72;--no:#d29922;--open:#9da7b1;
---error:#bc8cff}}
-*{box-sizing:border-box}
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:70rem;padding:1rem}
-h1{font-size:1.5rem;line-height:1.2}h2{font-size:1.2rem;margin-top:2rem}h3{font-size:1rem}
 input{font:inherit;width:100%;max-width:24rem;padding:.4rem .6rem;border:1px solid var(--line);
 border-radius:.4rem;background:transparent;color:inherit}
 .legend span{margin-right:1rem;white-space:nowrap}
-.wide{overflow-x:auto;border:1px solid var(--line);border-radius:.4rem;margin-top:.6rem}
-table{border-collapse:collapse;font-size:.87rem;width:100%}
-th,td{padding:.25rem .5rem;text-align:center;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:Canvas}
-thead th{font-weight:600}
-td a{text-decoration:none}
-.pass{color:var(--pass)}.fail{color:var(--fail);font-weight:600}.no{color:var(--no)}
-.open{color:var(--open)}.error{color:var(--error);font-weight:600}
-details{border-bottom:1px solid var(--line);padding:.3rem 0}summary{cursor:pointer}
-code{background:var(--soft);border-radius:.25rem;padding:.05rem .3rem;overflow-wrap:anywhere;
-font-size:.85em}
-ul{padding-left:1.2rem}li{overflow-wrap:anywhere}.dim{opacity:.7}
+td a{text-decoration:none}.no{color:var(--no)}
 """
 
 SCRIPT = """
@@ -57,12 +40,7 @@ def as_html(atlas: Atlas) -> bytes:
     title = escape(f"{atlas.candidate} against transformers")
     body = "\n".join([*_head(atlas, title), *_table(atlas), *_findings(atlas), *_families(atlas),
                       *_left_out(atlas)])  # fmt: skip
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n{body}\n"
-        f"<script>{SCRIPT}</script></body></html>\n"
-    ).encode()
+    return page(title, STYLE, body, SCRIPT)
 
 
 def _head(atlas: Atlas, title: str) -> Iterator[str]:

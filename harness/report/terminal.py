@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..types import ERROR, FAIL, INCONCLUSIVE, ISOLATED, PASS, SKIP, SiteDiff, Verdict
+from ._words import WORDS, limits_of, name_of, nearness_of, number, worst_of
 
 COLOURS = {PASS: "green", FAIL: "bold red", ERROR: "bold red", INCONCLUSIVE: "yellow", SKIP: "dim"}
-WORDS = {
-    PASS: "PASS: parity holds",
-    FAIL: "FAIL: parity does not hold",
-    ERROR: "ERROR: the comparison could not be run",
-    INCONCLUSIVE: "INCONCLUSIVE: nothing is shown to be wrong, nor that nothing is",
-}
 BAR = 28  # characters
 DECADES = 2  # of ratios below the limit; half as many above it
 SHOWN_BLOCKS = 40
@@ -77,7 +71,7 @@ def _bars(diffs: list[SiteDiff], dtype: str) -> Table:
     """One row per site: the probe nearest to its limit, whose ratio is drawn on a log scale."""
     modes = list(dict.fromkeys(d.mode for d in diffs))
     mode = ISOLATED if ISOLATED in modes else modes[0]
-    worst = _worst(d for d in diffs if d.mode == mode)
+    worst = worst_of(d for d in diffs if d.mode == mode)
     failed = [d for d in worst if d.verdict == FAIL]
     dropped = 0
     if len(worst) > SHOWN_BLOCKS:
@@ -95,9 +89,9 @@ def _bars(diffs: list[SiteDiff], dtype: str) -> Table:
     table.add_column("worst probe", no_wrap=True)
     for diff in worst:
         table.add_row(
-            _name(diff),
+            name_of(diff.site),
             _bar(diff),
-            _number(diff.ratio),
+            number(diff.ratio),
             f"{diff.limit:.1f}",
             f"{diff.error:.1e}",
             f"{diff.noise:.1e}",
@@ -108,21 +102,9 @@ def _bars(diffs: list[SiteDiff], dtype: str) -> Table:
     return table
 
 
-def _worst(diffs: Iterable[SiteDiff]) -> list[SiteDiff]:
-    found: dict[object, SiteDiff] = {}
-    for diff in diffs:
-        if diff.site not in found or not _nearness(found[diff.site]) >= _nearness(diff):
-            found[diff.site] = diff
-    return list(found.values())
-
-
-def _nearness(diff: SiteDiff) -> float:
-    return diff.ratio / diff.limit
-
-
 def _bar(diff: SiteDiff) -> Text:
     """Two bars of decades below the limit, one above it, on a log scale."""
-    nearness = _nearness(diff)
+    nearness = nearness_of(diff)
     place = (math.log10(max(nearness, 1e-9)) + DECADES) / (1.5 * DECADES)
     filled = round(BAR * min(max(place if nearness < math.inf else 1.0, 0.0), 1.0))
     mark = round(BAR * 2 / 3)
@@ -134,39 +116,6 @@ def _bar(diff: SiteDiff) -> Text:
         else:
             bar.append("█" if i < filled else "·", colour if i < filled else "dim")
     return bar
-
-
-def _name(diff: SiteDiff) -> str:
-    return f"block {diff.site.block}" if diff.site.block is not None else diff.site.kind
-
-
-def _number(ratio: float) -> str:
-    if not math.isfinite(ratio):
-        return "inf"
-    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.3g}"
-
-
-def _limits(calibration: dict) -> str:
-    """Where the limits come from, and what they bound."""
-    if not calibration:
-        return ""
-    device, runs, share = (calibration[key] for key in ("device_class", "runs", "share"))
-    if not calibration["calibrated"]:
-        why = (
-            "of another class" if share else f"from {runs} harmless runs, too few to bound a share"
-        )
-        return f"\nlimits: uncalibrated for {device} ({why}); harness calibrate measures them"
-    confidence = calibration["confidence"]
-    text = (
-        f"\nlimits: calibrated for {device}, each above {share:.0%} of harmless runs at "
-        f"{confidence:.0%} confidence ({runs} or more)"
-    )
-    if calibration["wider"] > 1:
-        text += (
-            f"\nand {calibration['wider']:.1f} times wider: in products of "
-            f"{calibration['longest_product']:,} terms rounding grows so much more here"
-        )
-    return text
 
 
 def _end(verdict: Verdict) -> Text:
@@ -183,7 +132,8 @@ def _end(verdict: Verdict) -> Text:
         text.append(
             f"\nabout {needed} more prompts of a kind would decide: --until-decided", "default"
         )
-    text.append(_limits(verdict.calibration), "dim not bold")
+    for line in limits_of(verdict.calibration):
+        text.append(f"\n{line}", "dim not bold")
     total = sum(verdict.seconds.values())
     memory = verdict.peak_memory_bytes / 2**20
     text.append(f"\n{total:.1f} s, peak memory {memory:.0f} MiB", "dim not bold")

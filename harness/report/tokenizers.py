@@ -15,7 +15,8 @@ from ..environment import PACKAGES, version
 from ..files import write_whole
 from ..tokenizers import Answer, Findings, State
 from ..types import ERROR, FAIL, SKIP
-from .terminal import COLOURS, WORDS
+from ._words import WORDS
+from .terminal import COLOURS
 
 SCHEMA = "harness.tokenizer/1"
 
