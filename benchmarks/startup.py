@@ -1,4 +1,4 @@
-"""What `harness --help` costs over `python -c pass`: `python benchmarks/startup.py`.
+"""What --help of both programs costs over `python -c pass`: `python benchmarks/startup.py`.
 
 Whole processes, turn by turn. Target: at most 0.25 s more.
 """
@@ -11,23 +11,25 @@ import sys
 import time
 
 ROUNDS = 15
+PROGRAMS = ("harness", "engine")
 
 
 def main() -> None:
-    plain = [sys.executable, "-c", "pass"]
-    helped = [sys.executable, "-m", "harness", "--help"]
-    times = [(_seconds(plain), _seconds(helped)) for _ in range(ROUNDS + 1)][1:]
-    bare, whole = (statistics.median(column) for column in zip(*times, strict=True))
-    spread = sorted(w - b for b, w in times)
-    print(
-        f"python -c pass {bare:.3f} s, harness --help {whole:.3f} s, ratio {whole / bare:.1f}, "
-        f"{whole - bare:.3f} s more ({spread[0]:.3f} to {spread[-1]:.3f})"
-    )
+    commands = [["-c", "pass"], *(["-m", program, "--help"] for program in PROGRAMS)]
+    rounds = [[_seconds(command) for command in commands] for _ in range(ROUNDS + 1)][1:]
+    bare, *wholes = (statistics.median(column) for column in zip(*rounds, strict=True))
+    for i, (program, whole) in enumerate(zip(PROGRAMS, wholes, strict=True), 1):
+        spread = sorted(each[i] - each[0] for each in rounds)
+        print(
+            f"python -c pass {bare:.3f} s, {program} --help {whole:.3f} s, "
+            f"ratio {whole / bare:.1f}, {whole - bare:.3f} s more "
+            f"({spread[0]:.3f} to {spread[-1]:.3f})"
+        )
 
 
-def _seconds(command: list[str]) -> float:
+def _seconds(arguments: list[str]) -> float:
     begin = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begin
 
 

@@ -53,6 +53,10 @@ class MetalNotAvailable(BackendUnavailable):
     """A GPU was asked for and MLX has none."""
 
 
+class ModelNotServed(EngineError):
+    """A request names another model than the one that is served."""
+
+
 class QueueFull(EngineError):
     """More requests wait than may; `retry_after` is in seconds."""
 
@@ -63,3 +67,7 @@ class QueueFull(EngineError):
 
 class ShuttingDown(EngineError):
     """The server finishes what it has begun and takes nothing new."""
+
+
+class GenerationFailed(EngineError):
+    """The worker gave a request up."""

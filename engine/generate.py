@@ -1,6 +1,6 @@
-"""Greedy generation, token by token: prefill in chunks, then decode one step ahead.
+"""Generation, token by token: prefill in chunks, then decode one step ahead.
 
-Nothing here knows text; `cli.py` joins tokens and tokenizer.
+Nothing here knows text, which `answer.py` makes of tokens, or how a token is chosen of logits.
 """
 
 from __future__ import annotations
@@ -8,13 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
 from .cache import Cache, make_cache
 from .decoder import Decoder
 from .errors import InvalidPrompt
+from .sampling import Sampler, Sampling, best
+from .sampling import logprobs as log_probabilities
 from .spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from .constraint import Constraint
 
 PREFILL_CHUNK = 512  # tokens fed at a time, so that memory does not grow with the prompt squared
 
@@ -66,6 +72,63 @@ def prefill(
     return logits[:, -1]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A token, and where they were asked for its log-probability and the likeliest with theirs.
+
+    Both are the model's own, before any wish or constraint.
+    """
+
+    token: int
+    logprob: float | None = None
+    best: tuple[tuple[int, float], ...] = ()
+
+
+class Feed(Protocol):
+    """A model for one sequence: logits (V,) after the prompt, then after each token fed to it.
+
+    `room` is how many positions there are, None for no end. `ahead` says that `next` takes a token
+    that is not computed yet and returns at once.
+    """
+
+    vocab: int
+    room: int | None
+    ahead: bool
+
+    def begin(self, prompt: Sequence[int]) -> mx.array: ...
+
+    def next(self, token: mx.array) -> mx.array: ...
+
+
+class DecoderFeed:
+    """A decoder with its caches.
+
+    Where a sequence outgrows the short factors of LongRoPE it is fed once more, because all its
+    keys are other ones then.
+    """
+
+    ahead = True
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.vocab, self.room = decoder.spec.vocab, decoder.spec.learned_positions
+        self._decoder, self._edges = decoder, edges(decoder.spec)
+        self._length = 0  # of what was fed
+        self._known: list[mx.array] = []  # the same, where it may have to be fed again
+
+    def begin(self, prompt: Sequence[int]) -> mx.array:
+        self._length, self._cache = len(prompt), make_cache(self._decoder.spec)
+        self._known = list(map(mx.array, prompt)) if self._edges else []
+        return prefill(self._decoder, prompt, self._cache)[0]
+
+    def next(self, token: mx.array) -> mx.array:
+        if self._edges:
+            self._known.append(token)
+        if self._length in self._edges:
+            return self.begin([_id(each) for each in self._known])
+        self._length += 1
+        return self._decoder(token.reshape(1, 1), self._cache)[0, -1]
+
+
 def generate(
     decoder: Decoder,
     prompt: Sequence[int],
@@ -73,41 +136,89 @@ def generate(
     *,
     stop: Collection[int] = (),
     timing: Timing | None = None,
+    sampling: Sampling | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[int]:
-    """Yield the greedy continuation of `prompt`, up to and including a token of `stop`.
+    """Yield the continuation of `prompt`, greedy unless `sampling` is given: see `steps`."""
+    for step in steps(
+        DecoderFeed(decoder),
+        prompt,
+        max_tokens,
+        stop=stop,
+        timing=timing,
+        sampling=sampling,
+        constraint=constraint,
+    ):
+        yield step.token
 
-    Ends early where learned positions run out. Where a sequence outgrows the short factors of
-    LongRoPE it is fed once more, for all its keys are other ones then. Raises InvalidPrompt.
+
+def steps(
+    feed: Feed,
+    prompt: Sequence[int],
+    max_tokens: int,
+    *,
+    stop: Collection[int] = (),
+    timing: Timing | None = None,
+    sampling: Sampling | None = None,
+    constraint: Constraint | None = None,
+    logprobs: int | None = None,
+) -> Iterator[Step]:
+    """Yield the continuation of `prompt`, up to and including a token of `stop`.
+
+    Greedy unless `sampling` is given. `logprobs` asks for log-probabilities, and for so many of the
+    likeliest tokens. Ends early where positions run out, and where a constraint lets only an end
+    token follow. Raises InvalidPrompt and InvalidRequest.
     """
-    room = decoder.spec.learned_positions
-    check_prompt(prompt, decoder.spec.vocab, room)
-    if room is not None:
-        max_tokens = min(max_tokens, room - len(prompt) + 1)
+    check_prompt(prompt, feed.vocab, feed.room)
+    if feed.room is not None:
+        max_tokens = min(max_tokens, feed.room - len(prompt) + 1)
     timing = timing if timing is not None else Timing()
+    sampling = sampling or Sampling()
+    sampler = Sampler(sampling, prompt, feed.vocab)
+    # Whether the next token can be chosen before this one is known to anybody but the device.
+    blind = feed.ahead and not sampling.penalised and constraint is None
+
+    def choose(logits: mx.array) -> tuple[mx.array, ...]:
+        allowed = None if constraint is None else constraint.allowed()
+        token = sampler(logits, allowed)
+        if logprobs is None:
+            return (token,)
+        values = log_probabilities(logits)
+        return token, values[token], *best(values, logprobs)
+
     begin = time.perf_counter()
-    cache = make_cache(decoder.spec)
-    token = _best(prefill(decoder, prompt, cache))
-    ends, found = edges(decoder.spec), []
+    chosen = choose(feed.begin(prompt))
     for n in range(max_tokens):
+        more = n + 1 < max_tokens
         # The next step is queued before this token is read back.
-        ahead = None
-        if n + 1 < max_tokens and len(prompt) + n in ends:
-            cache, known = make_cache(decoder.spec), [*prompt, *found, _id(token)]
-            ahead = _best(prefill(decoder, known, cache))
-        elif n + 1 < max_tokens:
-            ahead = _best(decoder(token[:, None], cache)[:, -1])
-            mx.async_eval(ahead)
-        value = _id(token)
+        logits = feed.next(chosen[0]) if more and feed.ahead else None
+        following = choose(logits) if logits is not None and blind else None
+        if logits is not None:
+            mx.async_eval(*(following or (logits,)))
+        step = _step(chosen)
         timing.last = time.perf_counter()
         timing.tokens += 1
         if n == 0:
             timing.first = timing.last
             timing.prompt_tokens, timing.prompt_seconds = len(prompt), timing.first - begin
-        found.append(value)
-        yield value
-        if value in stop or ahead is None:
+        yield step
+        if step.token in stop or not more:
             return
-        token = ahead
+        sampler.took(step.token)
+        if constraint is not None:
+            constraint.took(step.token)
+            if constraint.done:
+                return
+        chosen = following or choose(feed.next(chosen[0]) if logits is None else logits)
+
+
+def _step(chosen: tuple[mx.array, ...]) -> Step:
+    token, *rest = chosen
+    if not rest:
+        return Step(_id(token))
+    logprob, ids, values = rest
+    likeliest = zip(ids.tolist(), values.tolist(), strict=True)  # type: ignore[arg-type]
+    return Step(_id(token), float(logprob.item()), tuple(likeliest))  # type: ignore[arg-type]
 
 
 def edges(spec: DecoderSpec) -> set[int]:
@@ -118,8 +229,3 @@ def edges(spec: DecoderSpec) -> set[int]:
 
 def _id(token: mx.array) -> int:
     return int(token.item())  # type: ignore[arg-type]
-
-
-def _best(logits: mx.array) -> mx.array:
-    """(B, V) -> (B,), in float32: ties go to the lowest id."""
-    return mx.argmax(logits.astype(mx.float32), axis=-1)

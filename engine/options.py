@@ -11,3 +11,14 @@ ModelOption = Annotated[
     typer.Option("--model", help="Folder, .npz or .safetensors file, golden name or Hub id."),
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as stored.")]
+Device = Annotated[str | None, typer.Option(help="cpu or gpu; default MLX's own.")]
+Backend = Annotated[
+    str,
+    typer.Option(help="mlx or torch; auto takes mlx where parity is certified, else torch."),
+]
+ModelFolders = Annotated[
+    list[str] | None,
+    typer.Option("--model-dirs", help="More folders to search, ; between them or given again."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 
 import mlx.core as mx
 
@@ -18,7 +20,7 @@ def use_device(device: str | None) -> str:
         if not (mx.metal.is_available() or mx.cuda.is_available()):
             raise MetalNotAvailable(
                 "device gpu: this MLX build has no GPU; use --device cpu, or install MLX for Metal "
-                "(macOS on Apple Silicon) or mlx[cuda13]"
+                "(macOS on Apple Silicon) or mlx[cuda13]; engine gpu-info shows what there is"
             )
         mx.set_default_device(mx.gpu)
     elif device == "cpu":
@@ -33,6 +35,20 @@ def device_name() -> str:
     if mx.default_device().type == mx.cpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
+
+
+def device_class(kind: str | None = None) -> str:
+    """Devices that round alike: "cpu-x86_64", "metal-apple-m3-max", "cuda-nvidia-h200".
+
+    `kind` is "cpu", "metal" or "cuda", None for MLX's default device. Limits are measured for a
+    class, and parity is certified for one.
+    """
+    kind = kind or device_name()
+    if kind in ("metal", "cuda"):
+        name = str(mx.device_info().get("device_name", "unknown")).lower()
+        return f"{kind}-" + "-".join(re.findall(r"[a-z0-9]+", name))
+    machine = platform.machine().lower()
+    return "cpu-" + {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
 
 
 def tf32_pinned_off() -> bool:

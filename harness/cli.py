@@ -132,6 +132,45 @@ def compare(
 
 
 @app.command()
+def certify(
+    model: ModelOption,
+    candidate: Annotated[
+        str, typer.Option(help="engine; its own command line goes by no other certificate.")
+    ] = "engine",
+    reference: Annotated[
+        str | None, typer.Option(help="torch, mlx-lm, golden or trace:FILE; default as compare.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Beside float32; default that of the weights.")
+    ] = None,
+    days: Annotated[int, typer.Option(help="How long it holds.")] = 90,
+    out: Annotated[
+        Path | None, typer.Option(help="Default a file in the folder that engine reads.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or gpu, for MLX.")] = None,
+    revision: Revision = None,
+) -> int:
+    """Compare, and where parity holds write the certificate by which engine chooses its backend.
+
+    Exit status as compare has it; nothing is written unless it is 0.
+    """
+    from .certify import certify as write
+    from .report.terminal import show
+
+    with _progress() as progress:
+        verdict, path = write(
+            model, candidate, reference, dtype=dtype, days=days, out=out,
+            device=device, revision=revision, progress=progress, notice=_notice,
+        )  # fmt: skip
+    show(verdict, _console())
+    if path is None:
+        _notice("no certificate is written")
+    else:
+        print(path)
+    return verdict.exit_status
+
+
+@app.command()
 def tokenizer(
     model: ModelOption,
     candidate: Annotated[str, typer.Option(help="engine, mlx-lm or a server's URL.")] = "engine",
@@ -448,6 +487,9 @@ def run_faults(
     models: Annotated[
         str | None, typer.Option(help="Comma-separated FAMILY/VARIANT or models; default all.")
     ] = None,
+    faults: Annotated[
+        str | None, typer.Option(help="Comma-separated KIND.NAME; default all.")
+    ] = None,
     candidates: Annotated[str, typer.Option(help="Comma-separated.")] = "engine,mlx-lm",
     seeds: Annotated[int, typer.Option(help="Random models of every variant.")] = 1,
     clean_seeds: Annotated[
@@ -467,7 +509,8 @@ def run_faults(
     from .scoreboard import plan, run_model, shipped_and_random
     from .sweep import sweep
 
-    tasks = plan(_list(models) or shipped_and_random(), _list(candidates) or [], seeds, clean_seeds)
+    asked = _list(models) or shipped_and_random()
+    tasks = plan(asked, _list(candidates) or [], seeds, clean_seeds, _list(faults))
     with _progress() as progress:
         found = sweep(run_model, tasks, jobs=jobs, resume=resume, progress=progress)
         scores = [score for _, result in found for score in result]

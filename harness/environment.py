@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import sys
 from functools import cache
 from typing import Any
@@ -45,7 +44,9 @@ def mlx_device() -> dict[str, Any]:
 
     from engine.runtime import device_name
 
-    return {"kind": device_name(), "name": str(mx.device_info().get("device_name", "unknown"))}
+    # Before 0.30.4 only mx.metal could be asked, and only where there is one.
+    ask = getattr(mx, "device_info", mx.metal.device_info if mx.metal.is_available() else dict)
+    return {"kind": device_name(), "name": str(ask().get("device_name", "unknown"))}
 
 
 def device_class(device: str) -> str:
@@ -55,11 +56,9 @@ def device_class(device: str) -> str:
     """
     if "-" in device:
         return device
-    if device in ("metal", "cuda"):
-        name = str(mlx_device()["name"]).lower()
-        return f"{device}-" + "-".join(re.findall(r"[a-z0-9]+", name))
-    machine = platform.machine().lower()
-    return "cpu-" + {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+    from engine.runtime import device_class as of
+
+    return of(device)
 
 
 def product_error() -> float:

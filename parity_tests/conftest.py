@@ -41,6 +41,14 @@ def command(capsys):
     return run
 
 
+@pytest.fixture
+def certificates(tmp_path, monkeypatch) -> Path:
+    """A folder of certificates of the test's own, not there yet."""
+    folder = tmp_path / "certificates"
+    monkeypatch.setenv("MLX_PARITY_CERTIFICATES", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory):
     """`random_model(family, variant)` -> folder of a small random model, made once."""

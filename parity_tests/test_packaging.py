@@ -152,6 +152,7 @@ def test_this_environment_is_that_of_the_constraints():
 # The engine stands alone
 
 FOREIGN = {"harness", "torch", "transformers", "mlx_lm", "parity_tests"}
+MAY = {"torch_backend.py": {"torch", "transformers"}}  # in functions: see the test after next
 
 
 def test_engine_imports_nothing_foreign():
@@ -163,7 +164,7 @@ def test_engine_imports_nothing_foreign():
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
             roots = {name.split(".")[0] for name in names}
-            assert not roots & FOREIGN, f"{path}:{node.lineno}"
+            assert not roots & FOREIGN - MAY.get(path.name, set()), f"{path}:{node.lineno}"
 
 
 def test_engine_imports_without_the_foreign():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from .orders import Order, Ties
+from .orders import Order
 from .wishes import Sampling
 
 _OUT = -float("inf")
@@ -30,7 +30,7 @@ def top_k(x: mx.array, sampling: Sampling, order: Order) -> mx.array:
     if not 0 < k < x.size:
         return x
     least = mx.partition(x, x.size - k)[x.size - k]
-    return _only(x, x, least, mx.array(k), order.top_k_ties)
+    return _only(x, x, least, mx.array(k), "top_k" in order.with_equals)
 
 
 def top_p(x: mx.array, sampling: Sampling, order: Order) -> mx.array:
@@ -40,7 +40,7 @@ def top_p(x: mx.array, sampling: Sampling, order: Order) -> mx.array:
     ascending = mx.sort(x)
     better = mx.cumsum(mx.softmax(ascending, precise=True), reverse=True, inclusive=False)
     count = mx.maximum((better < sampling.top_p).sum(), 1)  # a p that float32 rounds to 0
-    return _only(x, x, mx.take(ascending, x.size - count), count, order.top_p_ties)
+    return _only(x, x, mx.take(ascending, x.size - count), count, "top_p" in order.with_equals)
 
 
 def min_p(x: mx.array, sampling: Sampling, order: Order) -> mx.array:
@@ -63,15 +63,14 @@ def typical_p(x: mx.array, sampling: Sampling, order: Order) -> mx.array:
     closeness = -mx.abs(logs + entropy)
     nearest = mx.argsort(-closeness)
     mass = mx.cumsum(p[nearest])
-    short = mass < sampling.typical_p if order.typical_reached else mass <= sampling.typical_p
+    short = mass < sampling.typical_p if order.typical_reaches else mass <= sampling.typical_p
     count = mx.minimum(short.sum() + 1, x.size)
-    return _only(x, closeness, closeness[mx.take(nearest, count - 1)], count, order.typical_ties)
+    least = closeness[mx.take(nearest, count - 1)]
+    return _only(x, closeness, least, count, "typical_p" in order.with_equals)
 
 
 Filter = Callable[[mx.array, Sampling, Order], mx.array]
-FILTERS: dict[str, Filter] = {
-    f.__name__: f for f in (temperature, top_k, top_p, min_p, typical_p)
-}
+FILTERS: dict[str, Filter] = {f.__name__: f for f in (temperature, top_k, top_p, min_p, typical_p)}
 
 
 def repeated(x: mx.array, tokens: mx.array, penalty: float) -> mx.array:
@@ -93,10 +92,13 @@ def allowed_only(x: mx.array, allowed: mx.array) -> mx.array:
     return mx.where(allowed, x, _OUT)
 
 
-def _only(x: mx.array, value: mx.array, least: mx.array, count: mx.array, ties: Ties) -> mx.array:
-    """`x` where `value` is among the `count` highest, of which `least` is the last."""
-    if ties == "all":
+def _only(x: mx.array, value: mx.array, least: mx.array, count: mx.array, equals: bool) -> mx.array:
+    """`x` where `value` is among the `count` highest, of which `least` is the last.
+
+    With `equals` all that equal it stay, else as many as there is room for.
+    """
+    if equals:
         return mx.where(value < least, _OUT, x)
     above, equal = value > least, value == least
-    place = mx.cumsum(equal.astype(mx.int32), reverse=ties == "highest")  # from 1, among equals
+    place = mx.cumsum(equal.astype(mx.int32))  # from 1, among equals
     return mx.where(above | (equal & (place <= count - above.sum())), x, _OUT)

@@ -13,57 +13,47 @@ Sources, read at these versions:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-# Which of some equal tokens stay where there is no room for all: "all" makes room.
-Ties = Literal["all", "lowest", "highest"]
 
 
 @dataclass(frozen=True)
 class Order:
     """How one library samples.
 
-    `steps` are names of `filters.FILTERS`. Penalties look back on `window` tokens, on all where it
-    is None; those for presence and frequency on the answer alone where `answer_only`. `top_k_ties`
-    and its like say which tokens of equal logits stay at the edge, by their ids. `typical_reached`:
-    typical_p ends with the token whose sum reaches the mass, else with the one that exceeds it.
+    `steps` are names of `filters.FILTERS`. `with_equals` are those that keep every token equal to
+    the last one they keep; the others cut among equals, the library wherever its sort left them,
+    the engine so that the lowest ids stay. Penalties look back on `window` tokens, on all where it
+    is None; those for presence and frequency on the answer alone where `answer_only`. With
+    `typical_reaches` typical_p ends at the token that reaches its mass, else at the one beyond it.
     """
 
     steps: tuple[str, ...]
+    with_equals: frozenset[str]
     window: int | None
     answer_only: bool
-    top_k_ties: Ties
-    top_p_ties: Ties
-    typical_ties: Ties
-    typical_reached: bool
+    typical_reaches: bool
 
 
 ORDERS = {
     "transformers": Order(
         steps=("temperature", "top_k", "top_p", "min_p", "typical_p"),
+        with_equals=frozenset({"top_k", "typical_p"}),
         window=None,
         answer_only=True,  # transformers has neither penalty; vLLM, which has both, does so
-        top_k_ties="all",
-        top_p_ties="highest",  # it drops from the front of an ascending sort
-        typical_ties="all",
-        typical_reached=True,
+        typical_reaches=True,
     ),
     "mlx-lm": Order(
+        # mlx-lm has no typical_p: here it stands where mlx-lm has xtc, and is transformers'.
         steps=("top_p", "min_p", "typical_p", "top_k", "temperature"),
+        with_equals=frozenset({"top_p", "typical_p"}),
         window=20,
         answer_only=False,
-        top_k_ties="lowest",  # it takes what a partition leaves in front: any of them
-        top_p_ties="all",
-        typical_ties="all",  # mlx-lm has no typical_p: as transformers, where mlx-lm has xtc
-        typical_reached=True,
+        typical_reaches=True,
     ),
     "llama.cpp": Order(
         steps=("top_k", "typical_p", "top_p", "min_p", "temperature"),
+        with_equals=frozenset(),
         window=64,
         answer_only=False,
-        top_k_ties="lowest",  # here and below it takes what an unstable sort puts first
-        top_p_ties="lowest",
-        typical_ties="lowest",
-        typical_reached=False,
+        typical_reaches=False,
     ),
 }

@@ -52,7 +52,11 @@ class Sampling:
             value = getattr(self, name)
             if name == "seed" and value is None:
                 continue
-            if not _is(value, kind) or not least <= value <= most or (value == least and not closed):
+            if (
+                not _is(value, kind)
+                or not least <= value <= most
+                or (value == least and not closed)
+            ):
                 raise InvalidRequest(f"{name} is {value!r:.40}: give {words}")
         if self.order not in ORDERS:
             raise InvalidRequest(f"order {self.order!r:.40} is not one of {', '.join(ORDERS)}")

@@ -38,6 +38,10 @@ class Templates:
     def __bool__(self) -> bool:
         return bool(self.sources)
 
+    def limited(self, limits: Limits) -> Templates:
+        """The same templates under other limits."""
+        return Templates(self.sources, self.tokens, self._where, limits)
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -95,6 +95,10 @@ class Tokenizer:
         """How the vocabulary writes an id."""
         return self._backend.id_to_token(id) if 0 <= id <= self.max_id else None
 
+    def to_json(self) -> str:
+        """The pipeline as tokenizer.json has it."""
+        return self._backend.to_str()
+
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
         """A decoder that takes one id at a time."""
         return StreamDecoder(self, skip_special=skip_special)

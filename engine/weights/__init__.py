@@ -23,7 +23,7 @@ from . import meta, npz, safetensors
 from .arrange import arrange
 from .npz import CONFIG_KEY
 
-__all__ = ["CONFIG_KEY", "arrange", "read_weights", "shapes_of", "write_weights"]
+__all__ = ["CONFIG_KEY", "arrange", "floating_dtypes", "read_weights", "shapes_of", "write_weights"]
 
 _FORMATS = {".npz": npz, ".safetensors": safetensors}
 
@@ -65,6 +65,12 @@ def shapes_of(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
         if path.suffix in _FORMATS:
             found |= _FORMATS[path.suffix].shapes(path)
     return found
+
+
+def floating_dtypes(paths: Iterable[Path]) -> set[str]:
+    """The floating-point dtypes in some weight files, of which only headers are read."""
+    found = (_FORMATS[path.suffix].floating(path) for path in paths if path.suffix in _FORMATS)
+    return set().union(*found)
 
 
 def write_weights(

@@ -29,6 +29,7 @@ _MAGIC = b"\x93NUMPY"
 _BAD_ZIP = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
 # What MLX reads: bool, integers, floats, complex64; V2 is its spelling of bfloat16.
 _DESCR = re.compile(r"[<>|=](b1|[iu][1248]|f[248]|c8|V2)")
+_FLOATING = {"f2": "float16", "V2": "bfloat16", "f4": "float32", "f8": "float64"}
 
 
 def read(path: Path) -> dict[str, mx.array]:
@@ -69,15 +70,13 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape, of which headers alone are read. Raises CorruptWeights."""
-    found = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as file:
-                    found[name.removesuffix(".npy")] = _header(file)[1]
-    except (*_BAD_ZIP, ValueError) as cause:
-        raise _corrupt(path, cause) from None
-    return found
+    return {name: shape for name, (_, shape) in _headers(path).items()}
+
+
+def floating(path: Path) -> set[str]:
+    """The floating-point dtypes in an archive, of which headers alone are read."""
+    dtypes = {str(descr)[1:] for descr, _ in _headers(path).values()}
+    return {_FLOATING[dtype] for dtype in dtypes & _FLOATING.keys()}
 
 
 def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any] | None) -> None:
@@ -94,6 +93,20 @@ def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any]
             else:
                 values = np.array(array)
                 _write_entry(archive, name, values, values.dtype.str)
+
+
+def _headers(path: Path) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """What is said of each tensor, CONFIG_KEY apart."""
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    found[name.removesuffix(".npy")] = _header(file)
+    except (*_BAD_ZIP, ValueError) as cause:
+        raise _corrupt(path, cause) from None
+    found.pop(CONFIG_KEY, None)
+    return found
 
 
 def _write_entry(archive: zipfile.ZipFile, name: str, values: np.ndarray, descr: str) -> None:

@@ -23,6 +23,7 @@ _DTYPES = (
     ("U32", 4), ("I32", 4), ("F32", 4), ("U64", 8), ("I64", 8), ("C64", 8),
 )  # fmt: skip
 _SIZES = dict(_DTYPES)
+_FLOATING = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _MAX_HEADER = 100_000_000  # the format's own limit
 
 
@@ -40,6 +41,14 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     _check(path)
     header, _ = _header(path)
     return {name: tuple(e["shape"]) for name, e in header.items() if name != "__metadata__"}
+
+
+def floating(path: Path) -> set[str]:
+    """The floating-point dtypes in a file, of which the header alone is read."""
+    _check(path)
+    header, _ = _header(path)
+    dtypes = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    return {_FLOATING[dtype] for dtype in dtypes & _FLOATING.keys()}
 
 
 def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any] | None) -> None:

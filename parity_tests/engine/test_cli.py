@@ -1,4 +1,4 @@
-"""`engine generate` and `engine convert` as users run them."""
+"""`engine generate` and `engine convert` as users run them; the other commands have their own."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import re
 
 import pytest
 
+MLX = ("--backend", "mlx")
+
 
 def test_generate_streams_text_and_prints_its_figures(command, golden_model):
     result = command(
         *("engine", "generate", "--model", golden_model),
-        *("--prompt", "def main(", "--max-tokens", 10),
+        *("--prompt", "def main(", "--max-tokens", 10, *MLX),
     )
     assert result.status == 0, result.err
     assert result.out.strip()
@@ -21,7 +23,7 @@ def test_generate_streams_text_and_prints_its_figures(command, golden_model):
 
 
 def test_generate_is_the_same_twice(command, tiny_llama):
-    arguments = ("engine", "generate", "--model", tiny_llama, "--prompt", "import ")
+    arguments = ("engine", "generate", "--model", tiny_llama, "--prompt", "import ", *MLX)
     assert command(*arguments).out == command(*arguments).out
 
 
@@ -30,7 +32,9 @@ def test_convert_there_and_back_generates_the_same(command, golden_model, tmp_pa
     assert command("engine", "convert", "--model", golden_model, "--out", npz).status == 0
     assert command("engine", "convert", "--model", npz, "--out", back).status == 0
     texts = {
-        command("engine", "generate", "--model", m, "--prompt", "import ", "--max-tokens", 20).out
+        command(
+            "engine", "generate", "--model", m, "--prompt", "import ", "--max-tokens", 20, *MLX
+        ).out
         for m in (golden_model, npz, back)
     }
     assert len(texts) == 1

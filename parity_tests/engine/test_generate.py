@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from engine.cache import make_cache
-from engine.errors import InvalidPrompt
-from engine.generate import Timing, generate, prefill
+from engine.constraint import Constraint
+from engine.errors import InvalidPrompt, InvalidRequest
+from engine.files import find_model
+from engine.generate import DecoderFeed, Timing, generate, prefill, steps
+from engine.model import load
+from engine.sampling import Sampler, Sampling, logprobs
 from parity_tests.engine.test_cache import random_decoder
 
 PROMPT = [5, 17, 3, 99, 42, 7, 7, 23, 64, 8, 11]
@@ -67,6 +74,90 @@ def test_stop_tokens_end_it_and_are_given():
     free = list(generate(decoder, PROMPT, 12))
     cut = free.index(free[4])
     assert list(generate(decoder, PROMPT, 12, stop={free[4]})) == free[: cut + 1]
+
+
+WISHES = [
+    Sampling(temperature=0.9, seed=3),
+    Sampling(temperature=1.2, top_k=20, top_p=0.9, min_p=0.02, seed=4, order="llama.cpp"),
+    Sampling(temperature=0.9, repetition_penalty=1.3, frequency_penalty=0.2, seed=5),
+    Sampling(repetition_penalty=1.3, order="mlx-lm"),
+    Sampling(logit_bias={7: 3.0, 9: -float("inf")}),
+]
+
+
+@pytest.mark.parametrize("sampling", WISHES, ids=str)
+def test_tokens_are_those_of_one_sampler_over_one_pass_each(sampling):
+    """Whether the next step is queued before this token is known or not."""
+    decoder = random_decoder("llama", "llama3")
+    taken = list(generate(decoder, PROMPT, 15, sampling=sampling))
+    sampler, expected = Sampler(sampling, PROMPT, decoder.spec.vocab), []
+    for _ in range(15):
+        token = sampler(decoder(mx.array([PROMPT + expected]))[0, -1]).item()
+        sampler.took(token)
+        expected.append(token)
+    assert taken == expected
+    assert taken != list(generate(decoder, PROMPT, 15))
+
+
+def test_a_drawn_sequence_that_outgrows_the_short_factors_is_fed_again():
+    decoder, wish = random_decoder("phi3", "longrope"), Sampling(temperature=1.0, seed=8)
+    length = decoder.spec.blocks[0].attention.rope.original_length
+    prompt = (PROMPT * length)[: length - 5]
+    sampler, expected = Sampler(wish, prompt, decoder.spec.vocab), []
+    for _ in range(12):
+        expected.append(sampler(decoder(mx.array([prompt + expected]))[0, -1]).item())
+    assert list(generate(decoder, prompt, 12, sampling=wish)) == expected
+
+
+@pytest.mark.parametrize("sampling", [None, WISHES[0], WISHES[2]], ids=str)
+def test_log_probabilities_are_the_models_own(sampling):
+    decoder = random_decoder("qwen3", "plain")
+    found = list(steps(DecoderFeed(decoder), PROMPT, 8, sampling=sampling, logprobs=4))
+    tokens = [step.token for step in found]
+    assert tokens == list(generate(decoder, PROMPT, 8, sampling=sampling))
+    whole = np.array(logprobs(decoder(mx.array([PROMPT + tokens]))[0]))[len(PROMPT) - 1 :]
+    for step, expected in zip(found, whole, strict=False):
+        assert step.logprob == pytest.approx(expected[step.token], abs=1e-4)
+        ids, values = zip(*step.best, strict=True)
+        assert list(ids) == np.argsort(-expected)[:4].tolist()
+        assert values == pytest.approx(expected[list(ids)], abs=1e-4)
+    plain = next(steps(DecoderFeed(decoder), PROMPT, 1))
+    assert (plain.logprob, plain.best) == (None, ())
+    assert next(steps(DecoderFeed(decoder), PROMPT, 1, logprobs=0)).logprob is not None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_constraint_is_followed_to_its_end(temperature):
+    model = load(find_model("tiny-llama"))
+    prompt, vocab = model.tokenizer.prompt("def main("), model.spec.vocab
+    wish = Sampling(temperature=temperature, seed=2)
+    pattern = r"[a-z]{2,5}(, [a-z]{2,5}){2}"
+    for draw in range(4):
+        grammar = Constraint.regex(pattern, model.tokenizer, vocab)
+        wish = Sampling(temperature=temperature, seed=draw)
+        taken = list(
+            generate(
+                model.decoder,
+                prompt,
+                40,
+                sampling=wish,
+                constraint=grammar,
+                stop=model.tokenizer.eos_ids,
+            )
+        )
+        text = model.tokenizer.decode(i for i in taken if i not in model.tokenizer.eos_ids)
+        assert re.fullmatch(pattern, text)
+        free = model.tokenizer.decode(generate(model.decoder, prompt, 40, sampling=wish))
+        assert not re.fullmatch(pattern, free)
+
+
+def test_a_bias_against_all_that_a_constraint_allows_is_one_line():
+    model = load(find_model("tiny-llama"))
+    (only,) = model.tokenizer.encode("a", special=False)
+    grammar = Constraint.regex("a", model.tokenizer, model.spec.vocab)
+    wish = Sampling(logit_bias={only: -float("inf")})
+    with pytest.raises(InvalidRequest, match="a bias may have banned"):
+        list(generate(model.decoder, [0], 5, sampling=wish, constraint=grammar))
 
 
 def test_learned_positions_end_it():

@@ -1,0 +1,129 @@
+"""Which backend runs a model, mlx or torch, and why; and either behind one door.
+
+MLX is the engine proper. `auto` takes it where a parity certificate says that it computes this
+model as PyTorch does, and PyTorch itself elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import BackendUnavailable
+from .files import ModelFiles
+
+if TYPE_CHECKING:
+    from .generate import Step
+    from .tokenizer import Tokenizer
+
+AUTO, MLX, TORCH = "auto", "mlx", "torch"
+BACKENDS = (AUTO, MLX, TORCH)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`backend` is "mlx" or "torch"; `reason` says why on its first line, details on more."""
+
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Running:
+    """A model ready to run, whatever runs it.
+
+    `steps(prompt, max_tokens, ...)` is that of `engine/generate.py` without its feed. `peak_memory`
+    gives bytes; `device` is "cpu", "metal", "cuda" or "mps".
+    """
+
+    backend: str
+    device: str
+    vocab: int
+    tokenizer: Callable[[], Tokenizer]
+    steps: Callable[..., Iterator[Step]]
+    peak_memory: Callable[[], int]
+
+    def generate(self, prompt: Sequence[int], max_tokens: int, **wishes: Any) -> Iterator[int]:
+        """The tokens of `steps` alone."""
+        return (step.token for step in self.steps(prompt, max_tokens, **wishes))
+
+
+def choose_backend(
+    files: ModelFiles, asked: str, device: str | None = None, dtype: str | None = None
+) -> Choice:
+    """What runs a model, where `asked` is of BACKENDS; makes `device` MLX's default unless torch.
+
+    `auto` reads the weights through where a certificate may be of them, to hash them; hashes are
+    remembered. Raises BackendUnavailable, and MetalNotAvailable for a GPU that is not there.
+    """
+    if asked not in BACKENDS:
+        raise BackendUnavailable(f"backend {asked!r} is not one of {', '.join(BACKENDS)}")
+    if dtype not in (None, *DTYPES):
+        raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if asked == TORCH:
+        if missing := _missing():
+            raise BackendUnavailable(
+                f"backend torch needs {missing}, which is not installed: "
+                "pip install 'mlx-parity[reference]', or use --backend mlx"
+            )
+        return Choice(TORCH, "asked for")
+    from .runtime import use_device
+
+    use_device(device)
+    if asked == MLX:
+        return Choice(MLX, "asked for")
+    from .certificate import standing
+
+    found = standing(files, dtype)
+    if found.certificate:
+        proof = found.certificate
+        limits = "" if proof.calibrated else ", by limits that are not calibrated for this device"
+        return Choice(
+            MLX, f"by certificate {proof.path.name}, until {proof.expires:%Y-%m-%d}{limits}"
+        )
+    certify = f"harness certify --model {files.name}" + (f" --dtype {dtype}" if dtype else "")
+    ways = f"--backend mlx runs it all the same; {certify} may prove it"
+    if missing := _missing():
+        raise BackendUnavailable(
+            f"backend auto: MLX is not proven on {files.name} ({'; '.join(found.reasons)}), and "
+            f"{missing}, which would run it instead, is not installed; {ways}"
+        )
+    return Choice(TORCH, "\n".join(("MLX is not proven on this model here", *found.reasons, ways)))
+
+
+def open_model(
+    files: ModelFiles, backend: str, dtype: str | None = None, device: str | None = None
+) -> Running:
+    """Load a model with "mlx" or "torch"; device and default device as `choose_backend` left them.
+
+    Raises EngineError.
+    """
+    if backend == TORCH:
+        from .torch_backend import TorchModel
+
+        model = TorchModel(files, dtype, device)
+        return Running(
+            TORCH, model.device, model.rows, model.tokenizer, model.steps, model.peak_memory
+        )
+    from .generate import DecoderFeed, steps
+    from .model import load
+    from .runtime import device_name, peak_memory
+
+    loaded = load(files, dtype=dtype)
+    return Running(
+        MLX,
+        device_name(),
+        loaded.spec.vocab,
+        lambda: loaded.tokenizer,
+        lambda *given, **wishes: steps(DecoderFeed(loaded.decoder), *given, **wishes),
+        peak_memory,
+    )
+
+
+def _missing() -> str | None:
+    """The first library that the torch backend lacks; none is imported."""
+    wanted = ("torch", "transformers")
+    return next((name for name in wanted if importlib.util.find_spec(name) is None), None)

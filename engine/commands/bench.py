@@ -1,0 +1,59 @@
+"""`engine bench`: how fast a model runs here."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ..options import AsJson, Backend, Device, Dtype, ModelOption, Revision
+
+
+def bench(
+    model: ModelOption,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Random tokens to begin with.")] = 512,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 128,
+    runs: Annotated[int, typer.Option(min=1, help="Runs that count, after one that does not.")] = 5,
+    backend: Backend = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+    json: AsJson = False,
+    revision: Revision = None,
+) -> None:
+    """Prefill and decode speed, time to first token, peak memory: median, lowest and highest."""
+    from ..backend import choose_backend, open_model
+    from ..bench import bench as measure
+    from ..files import find_model
+    from ..machine import describe, size
+    from ._output import print_json, rate, show, table, tell
+
+    files = find_model(model, revision)
+    choice = choose_backend(files, backend, device, dtype)
+    tell(choice)
+    running = open_model(files, choice.backend, dtype, device)
+
+    def told(run, timing) -> None:
+        what = f"run {run} of {runs}" if run else "warm-up"
+        speeds = f"prefill {rate(timing.prompt_rate)}, decode {rate(timing.decode_rate)}"
+        print(f"{what}: {speeds}", file=sys.stderr)
+
+    figures = measure(running, prompt_tokens, tokens, runs, told)
+    if json:
+        on = {"backend": running.backend, "device": running.device}
+        machine = {key: value for key, value in describe().items() if key != "memory"}
+        print_json({"model": model, **on, **asdict(figures), "machine": machine})
+        return
+    shown = table("", "median", "lowest", "highest", "")
+    for name, spread, factor, unit in (
+        ("prefill", figures.prefill, 1, "tokens/s"),
+        ("decode", figures.decode, 1, "tokens/s"),
+        ("time to first token", figures.first, 1000, "ms"),
+    ):
+        if spread is not None:
+            numbers = (spread.median, spread.low, spread.high)
+            shown.add_row(name, *(f"{number * factor:.1f}" for number in numbers), unit)
+    show(shown)
+    print(f"{prompt_tokens} + {tokens} tokens, {runs} runs; peak memory {size(figures.memory)}")
+    print(f"backend={running.backend} device={running.device}", file=sys.stderr)
