@@ -61,8 +61,6 @@ class Rows:
 
         They are done, or have to be fed once more as a whole.
         """
-        if not self.jobs:
-            return []
         tokens, told = self._tokens, self._told
         ahead = all(self._goes_on(job) for job in self.jobs)
         if ahead:

@@ -282,6 +282,8 @@ class Worker:
     def _step(self, ready: list[Job]) -> None:
         """Let ready jobs join the rows, and have them all make a token."""
         left = jobs = [*self._rows.jobs, *ready]
+        if not jobs:  # nothing to do is no success
+            return
         made = sum(job.made for job in jobs)
         with self._guarded(jobs):
             self._rows.join(ready)
