@@ -49,7 +49,7 @@ class Unusable(Exception):
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] in (["-h"], ["--help"]):
-        print(__doc__.strip())
+        print((__doc__ or "").strip())
         return
     try:
         use_suitable_python()

@@ -16,7 +16,7 @@ from typing import Any
 from .errors import InvalidConfig, UnsupportedArchitecture
 from .spec import RopeSpec
 
-_REQUIRED = object()
+REQUIRED: Any = object()  # in place of a default: the key has to be there
 _ROPE_KEYS = {
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor",
     "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
@@ -40,31 +40,31 @@ class Config:
     def __contains__(self, key: str) -> bool:
         return self.raw.get(key) is not None
 
-    def integer(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> Any:
+    def integer(self, key: str, default: Any = REQUIRED, minimum: int = 1) -> Any:
         value = self._get(key, default, int)
         if value is not None and value < minimum:
             raise InvalidConfig(f"{key} is {value} in {self.where}: it must be at least {minimum}")
         return value
 
-    def number(self, key: str, default: Any = _REQUIRED) -> Any:
+    def number(self, key: str, default: Any = REQUIRED) -> Any:
         return self._get(key, default, (int, float))
 
-    def positive(self, key: str, default: Any = _REQUIRED) -> float:
+    def positive(self, key: str, default: Any = REQUIRED) -> float:
         value = self.number(key, default)
         if value <= 0:
             raise InvalidConfig(f"{key} is {value} in {self.where}: it must be above 0")
         return value
 
-    def integers(self, key: str, default: Any = _REQUIRED) -> Any:
+    def integers(self, key: str, default: Any = REQUIRED) -> Any:
         values = self._get(key, default, list)
         if not all(type(value) is int for value in values):
             raise InvalidConfig(f"{key} is {values!r} in {self.where}: it must be a list of int")
         return values
 
-    def boolean(self, key: str, default: Any = _REQUIRED) -> Any:
+    def boolean(self, key: str, default: Any = REQUIRED) -> Any:
         return self._get(key, default, bool)
 
-    def text(self, key: str, default: Any = _REQUIRED) -> Any:
+    def text(self, key: str, default: Any = REQUIRED) -> Any:
         return self._get(key, default, str)
 
     def layer_types(self, count: int, default: list[str]) -> list[str]:
@@ -186,7 +186,7 @@ class Config:
     def _get(self, key: str, default: Any, kinds: Any) -> Any:
         value = self.raw.get(key)
         if value is None:
-            if default is _REQUIRED:
+            if default is REQUIRED:
                 raise InvalidConfig(f"{key} is missing in {self.where}: the model cannot be built")
             return default
         wrong_bool = isinstance(value, bool) and kinds is not bool

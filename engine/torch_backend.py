@@ -183,7 +183,6 @@ def _tensors(torch: Any, files: ModelFiles, dtype: str | None) -> dict[str, Any]
 
 def _tensor(torch: Any, array: Any) -> Any:
     """An mlx array as a torch tensor, bit for bit."""
-    import mlx.core as mx
     import numpy as np
 
     if array.dtype == mx.bfloat16:

@@ -487,6 +487,9 @@ def run_faults(
     models: Annotated[
         str | None, typer.Option(help="Comma-separated FAMILY/VARIANT or models; default all.")
     ] = None,
+    faults: Annotated[
+        str | None, typer.Option(help="Comma-separated KIND.NAME; default all.")
+    ] = None,
     candidates: Annotated[str, typer.Option(help="Comma-separated.")] = "engine,mlx-lm",
     seeds: Annotated[int, typer.Option(help="Random models of every variant.")] = 1,
     clean_seeds: Annotated[
@@ -506,7 +509,8 @@ def run_faults(
     from .scoreboard import plan, run_model, shipped_and_random
     from .sweep import sweep
 
-    tasks = plan(_list(models) or shipped_and_random(), _list(candidates) or [], seeds, clean_seeds)
+    asked = _list(models) or shipped_and_random()
+    tasks = plan(asked, _list(candidates) or [], seeds, clean_seeds, _list(faults))
     with _progress() as progress:
         found = sweep(run_model, tasks, jobs=jobs, resume=resume, progress=progress)
         scores = [score for _, result in found for score in result]

@@ -44,7 +44,9 @@ def mlx_device() -> dict[str, Any]:
 
     from engine.runtime import device_name
 
-    return {"kind": device_name(), "name": str(mx.device_info().get("device_name", "unknown"))}
+    # Before 0.30.4 only mx.metal could be asked, and only where there is one.
+    ask = getattr(mx, "device_info", mx.metal.device_info if mx.metal.is_available() else dict)
+    return {"kind": device_name(), "name": str(ask().get("device_name", "unknown"))}
 
 
 def device_class(device: str) -> str:

@@ -21,5 +21,9 @@ class BadCandidate(EngineError):
     """The callable behind `python:MODULE:FUNCTION`, or the server behind a URL, cannot be used."""
 
 
+class ServerStopped(BadCandidate):
+    """A server that answered before answers nothing any more."""
+
+
 class BadOption(EngineError):
     """An option names something that does not exist."""

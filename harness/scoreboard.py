@@ -21,6 +21,7 @@ from . import environment
 from .backends import Backend, Request, load_backend
 from .checks import all_checks
 from .comparison import Comparison
+from .errors import BadOption
 from .faults import Fault, NotApplicable, all_faults
 from .faults._patient import Patient
 from .limits import find_limits
@@ -60,11 +61,21 @@ def shipped_and_random() -> list[str]:
 
 
 def plan(
-    models: Sequence[str], candidates: Sequence[str], seeds: int, clean_seeds: int
+    models: Sequence[str],
+    candidates: Sequence[str],
+    seeds: int,
+    clean_seeds: int,
+    faults: list[str] | None = None,
 ) -> list[Task]:
-    """Tasks of a full run: every fault on every model at float32, and clean runs at every dtype."""
+    """Tasks of a full run: every fault on every model at float32, and clean runs at every dtype.
+
+    `faults` are the names of some, None for all. Raises BadOption for one that is not known.
+    """
+    for name in faults or ():
+        if name not in all_faults():
+            raise BadOption(f"--faults {name!r}: harness faults list names all there are")
     tasks: list[Task] = [
-        {"model": m, "seed": seed, "candidate": candidate, "dtype": "float32", "faults": None}
+        {"model": m, "seed": seed, "candidate": candidate, "dtype": "float32", "faults": faults}
         for seed in range(seeds)
         for m in models
         for candidate in candidates

@@ -10,24 +10,28 @@ from ..config import Config, yarn_mscale
 from ..names import Name, expert_names, names
 from ..spec import DecoderSpec, LatentAttentionSpec, MLPSpec, MoESpec, NormSpec
 from ._llama_like import TINY as BASE
-from ._llama_like import llama_like
+from ._llama_like import expert_count, llama_like
 
 _SHARED = "model.layers.{i}.mlp.shared_experts"
 
-# Rows for routed and shared experts, to stand before those of `names()`.
-ROUTED_NAMES = (
-    Name(
-        "model.layers.{i}.mlp.gate.e_score_correction_bias",
-        ("blocks.{i}.mlp.selection_bias",),
-        parameter=True,
-    ),
-    *expert_names(),
-    Name(_SHARED, ("blocks.{i}.mlp.shared",)),
-    *(
-        Name(f"{_SHARED}.{part}_proj", (f"blocks.{{i}}.mlp.shared.{part}",))
-        for part in ("gate", "up", "down")
-    ),
-)
+
+def routed_names(mlx_lm: str = "switch_mlp") -> tuple[Name, ...]:
+    """Rows for routed and shared experts; see `expert_names`."""
+    return (
+        Name(
+            "model.layers.{i}.mlp.gate.e_score_correction_bias",
+            ("blocks.{i}.mlp.selection_bias",),
+            parameter=True,
+        ),
+        *expert_names(mlx_lm=mlx_lm),
+        Name(_SHARED, ("blocks.{i}.mlp.shared",)),
+        *(
+            Name(f"{_SHARED}.{part}_proj", (f"blocks.{{i}}.mlp.shared.{part}",))
+            for part in ("gate", "up", "down")
+        ),
+    )
+
+
 _LATENT_NAMES = {
     f"blocks.{{i}}.attn.{ours}": f"model.layers.{{i}}.self_attn.{theirs}"
     for ours, theirs in {
@@ -45,6 +49,39 @@ def dense_first(config: Config, moe: MoESpec, dense: int) -> list[MoESpec | None
     """The experts of each block: none in the first blocks, by default in the first `dense`."""
     first = config.integer("first_k_dense_replace", dense, minimum=0)
     return [None if i < first else moe for i in range(config.integer("num_hidden_layers"))]
+
+
+def routed_experts(
+    config: Config,
+    *,
+    count: int,
+    top_k: int,
+    width: int,
+    groups: int = 1,
+    top_groups: int = 1,
+    renormalise: bool = True,
+    scale: float = 1.0,
+    shared: int = 1,
+) -> MoESpec:
+    """Experts by sigmoid scores and a selection bias, within groups, beside shared ones.
+
+    The arguments are a family's own defaults, or REQUIRED.
+    """
+    width = config.integer("moe_intermediate_size", width)
+    return MoESpec(
+        experts=expert_count(config, "num_local_experts", "n_routed_experts", count),
+        top_k=config.integer("num_experts_per_tok", top_k),
+        width=width,
+        activation=config.text("hidden_act", "silu"),
+        scoring="sigmoid",
+        selection_bias=True,
+        groups=config.integer("n_group", groups),
+        top_groups=config.integer("topk_group", top_groups),
+        renormalise=config.boolean("norm_topk_prob", renormalise),
+        scale=config.number("routed_scaling_factor", scale),
+        shared=shared_experts(config, width, shared),
+        float32_logits=True,
+    )
 
 
 def shared_experts(config: Config, width: int, default: int, bias: bool = False) -> MLPSpec:
@@ -77,7 +114,7 @@ def deepseek_like(
     return replace(
         plain,
         blocks=tuple(replace(block, attention=attention) for block in plain.blocks),
-        names=(*ROUTED_NAMES, *names(_LATENT_NAMES)),
+        names=(*routed_names(), *names(_LATENT_NAMES)),
     )
 
 

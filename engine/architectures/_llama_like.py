@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config import Config
+from ..config import REQUIRED, Config
 from ..errors import InvalidConfig
 from ..names import Name, names
 from ..spec import AttentionSpec, BlockSpec, DecoderSpec, MLPSpec, MoESpec, NormSpec, RopeSpec
@@ -90,11 +90,11 @@ def llama_like(
     )
 
 
-def expert_count(config: Config, alias: str, key: str, default: int | None = None) -> int:
+def expert_count(config: Config, alias: str, key: str, default: int = REQUIRED) -> int:
     """The number of experts, under either of its names; transformers goes by the alias first."""
     if alias in config:
         return config.integer(alias)
-    return config.integer(key, default) if default else config.integer(key)
+    return config.integer(key, default)
 
 
 def windows_of(config: Config, kinds: list[str]) -> list[int | None]:

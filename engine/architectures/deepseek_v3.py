@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config import Config
-from ..spec import DecoderSpec, MoESpec
+from ..spec import DecoderSpec
 from ._deepseek_like import TINY as BASE
-from ._deepseek_like import deepseek_like, dense_first, draft_blocks, shared_experts
-from ._llama_like import expert_count
+from ._deepseek_like import deepseek_like, dense_first, draft_blocks, routed_experts
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -19,21 +18,7 @@ def spec(config: Config) -> DecoderSpec:
     config.refuse("scoring_func", "sigmoid")
     config.refuse("topk_method", "noaux_tc")
     config.refuse("moe_layer_freq", 1)
-    width: int = config.integer("moe_intermediate_size", 2048)
-    moe = MoESpec(
-        experts=expert_count(config, "num_local_experts", "n_routed_experts", 256),
-        top_k=config.integer("num_experts_per_tok", 8),
-        width=width,
-        activation=config.text("hidden_act", "silu"),
-        scoring="sigmoid",
-        selection_bias=True,
-        groups=config.integer("n_group", 8),
-        top_groups=config.integer("topk_group", 4),
-        renormalise=config.boolean("norm_topk_prob", True),
-        scale=config.number("routed_scaling_factor", 2.5),
-        shared=shared_experts(config, width, 1),
-        float32_logits=True,
-    )
+    moe = routed_experts(config, count=256, top_k=8, width=2048, groups=8, top_groups=4, scale=2.5)
     # An explicit null means no, absence means yes.
     turned = config.boolean("rope_interleave", "rope_interleave" not in config.raw)
     plain = deepseek_like(

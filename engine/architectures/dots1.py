@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from ..config import Config
-from ..names import Name, expert_names
-from ..spec import DecoderSpec, MLPSpec, MoESpec
+from ..config import REQUIRED, Config
+from ..spec import DecoderSpec
+from ._deepseek_like import dense_first, routed_experts, routed_names
 from ._llama_like import TINY as BASE
-from ._llama_like import expert_count, llama_like
-
-_NAMES = (
-    Name(
-        "model.layers.{i}.mlp.gate.e_score_correction_bias",
-        ("blocks.{i}.mlp.selection_bias",),
-        parameter=True,
-    ),
-    *expert_names(mlx_lm="experts"),
-    Name("model.layers.{i}.mlp.shared_experts", ("blocks.{i}.mlp.shared",)),
-    Name("model.layers.{i}.mlp.shared_experts.gate_proj", ("blocks.{i}.mlp.shared.gate",)),
-    Name("model.layers.{i}.mlp.shared_experts.up_proj", ("blocks.{i}.mlp.shared.up",)),
-    Name("model.layers.{i}.mlp.shared_experts.down_proj", ("blocks.{i}.mlp.shared.down",)),
-)
+from ._llama_like import llama_like
 
 
 def spec(config: Config) -> DecoderSpec:
-    """Experts in groups, of which only some may be chosen from, are refused."""
-    config.refuse("n_group", 1)
-    config.refuse("topk_group", 1)
-    count = config.integer("num_hidden_layers")
-    activation = config.text("hidden_act", "silu")
-    width = config.integer("moe_intermediate_size", 1408)
-    moe = MoESpec(
-        experts=expert_count(config, "num_local_experts", "n_routed_experts"),
-        top_k=config.integer("num_experts_per_tok"),
-        width=width,
-        activation=activation,
-        scoring="sigmoid",
-        selection_bias=True,
-        renormalise=config.boolean("norm_topk_prob", False),
-        scale=config.number("routed_scaling_factor", 1.0),
-        shared=MLPSpec(width * config.integer("n_shared_experts"), activation),
-        float32_logits=True,
+    moe = routed_experts(
+        config, count=REQUIRED, top_k=REQUIRED, width=1408, renormalise=False, shared=REQUIRED
     )
-    dense = config.integer("first_k_dense_replace", 0, minimum=0)
     bias = config.boolean("attention_bias", False)
     return llama_like(
         config,
@@ -49,14 +20,15 @@ def spec(config: Config) -> DecoderSpec:
         qkv_bias=bias,
         out_bias=bias,
         qk_norm=True,
-        windows=_windows(config, count),
-        experts=[None if i < dense else moe for i in range(count)],
-        more_names=_NAMES,
+        windows=_windows(config),
+        experts=dense_first(config, moe, 0),
+        more_names=routed_names(mlx_lm="experts"),
     )
 
 
-def _windows(config: Config, count: int) -> list[int | None]:
+def _windows(config: Config) -> list[int | None]:
     """`sliding_window` null means full attention; absent means 4096 from `max_window_layers` on."""
+    count = config.integer("num_hidden_layers")
     silent = "sliding_window" not in config.raw
     window = config.integer("sliding_window", 4096 if silent else None)
     first = config.integer("max_window_layers", 62, minimum=0)
@@ -89,6 +61,8 @@ TINY = {
         "attention_bias": True,
         "sliding_window": 8,
         "max_window_layers": 1,
+        "n_group": 4,
+        "topk_group": 2,
         "tie_word_embeddings": True,
     },
 }

@@ -5,33 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config import Config
-from ..spec import DecoderSpec, MoESpec
-from ._deepseek_like import ROUTED_NAMES, dense_first, draft_blocks, shared_experts
+from ..spec import DecoderSpec
+from ._deepseek_like import dense_first, draft_blocks, routed_experts, routed_names
 from ._llama_like import TINY as BASE
-from ._llama_like import expert_count, llama_like
+from ._llama_like import llama_like
 
 
 def spec(config: Config) -> DecoderSpec:
-    width: int = config.integer("moe_intermediate_size", 1408)
-    moe = MoESpec(
-        experts=expert_count(config, "num_local_experts", "n_routed_experts", 128),
-        top_k=config.integer("num_experts_per_tok", 8),
-        width=width,
-        activation=config.text("hidden_act", "silu"),
-        scoring="sigmoid",
-        selection_bias=True,
-        groups=config.integer("n_group", 1),
-        top_groups=config.integer("topk_group", 1),
-        renormalise=config.boolean("norm_topk_prob", True),
-        scale=config.number("routed_scaling_factor", 1.0),
-        shared=shared_experts(config, width, 1),
-        float32_logits=True,
-    )
+    moe = routed_experts(config, count=128, top_k=8, width=1408)
     plain = llama_like(
         config,
         kv_heads=8,
         experts=dense_first(config, moe, 1),
-        more_names=ROUTED_NAMES,
+        more_names=routed_names(),
         qkv_bias=config.boolean("attention_bias", False),
         qk_norm=config.boolean("use_qk_norm", False),
         eps=1e-5,

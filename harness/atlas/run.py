@@ -22,6 +22,7 @@ from ..sweep import Progress, sweep
 from ..types import ERROR, FAIL, Verdict
 from . import spelling
 from .families import Family, chosen
+from .names import rename
 from .recipes import recipe_of
 from .rows import CANNOT_LOAD, NEW, OLD, Row, rows_of
 from .tiny import CannotBuild, parameters, tiny_configs, written
@@ -34,11 +35,15 @@ ONCE = (PLAIN,)  # variants that are judged in the new spelling where there is a
 
 
 def plan(families: Sequence[Family], candidate: str, keep: Path | None = None) -> list[Task]:
-    """A task for every family that is attempted; versions are part of it, so that results of other
-    ones are not taken for these."""
+    """A task for every family that is attempted; versions and its recipe are part of it, so that
+    results of other ones are not taken for these."""
     versions = {name: version(name) for name in PACKAGES}
     common = {"candidate": candidate, "versions": versions, "keep": str(keep) if keep else None}
-    return [{"family": f.name, **common} for f in families if f.left_out is None]
+    return [
+        {"family": f.name, "recipe": recipe_of(f.name).digest, **common}
+        for f in families
+        if f.left_out is None
+    ]
 
 
 def make(
@@ -94,7 +99,7 @@ def _judged_in_both(
     count = sum(math.prod(shape) for shape in parameters(config).values())
     files = {NEW: written(config)}
     recipe = recipe_of(family)
-    older = None if OLD in recipe.without else spelling.old(files[NEW], recipe)
+    older = spelling.old(files[NEW], recipe)
     if older is not None and spelling.same_meaning(files[NEW], older):
         files[OLD] = older
         if variant not in ONCE:
@@ -106,6 +111,8 @@ def _judged_in_both(
         known: dict[str, Any] = {"parameters": count}
         try:
             write_model(place, document)
+            if how == OLD and recipe.renamed:
+                rename(place, recipe)
         except Exception as error:  # of transformers' code, for a configuration of ours
             reason = f"transformers makes no model: {type(error).__name__}: {one_line(error)}"
             yield Row(family, variant, how, ERROR, reason=reason, **known)
@@ -151,4 +158,5 @@ def _told(verdict: Verdict) -> dict[str, Any]:
 
 def _without(place: Path, error: object) -> str:
     """An error without the path of a folder that is gone by the time it is read."""
-    return str(error).replace(f" {place}", "").replace(str(place), "the model")
+    text = str(error).replace(f"{place}/", "")
+    return text.replace(f" {place}", "").replace(str(place), "the model")

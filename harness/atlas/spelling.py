@@ -24,15 +24,17 @@ ROTARY = {
 
 def old(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
     """Rotary settings at top level; None where nothing is spelled otherwise, or where a setting
-    had no name that is known.
+    had no name that is known. Where tensors have other names alone, config.json is the same.
 
     ROTARY and the recipe say what settings were called. Of two names that a configuration class
     has for one setting, files had either: both are written.
     """
+    if "old" in recipe.without:
+        return dict(config) if recipe.renamed else None
     if "text_config" in config:
         text = old(config["text_config"], replace(recipe, also={}))
         return None if text is None else {**config, "text_config": text, **recipe.also}
-    if not (config.get("rope_parameters") or recipe.also):
+    if not (config.get("rope_parameters") or recipe.also or recipe.renamed):
         return None
     found = copy.deepcopy(dict(config))
     rope = found.pop("rope_parameters", None) or {}
@@ -59,7 +61,8 @@ def old(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
     if "dtype" in config:
         found["torch_dtype"] = config["dtype"]
     known = ("dtype", "torch_dtype", "transformers_version")
-    return None if _without(found, known) == _without(config, known) else found
+    same = _without(found, known) == _without(config, known)
+    return None if same and not recipe.renamed else found
 
 
 def same_meaning(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -94,25 +94,29 @@ def build(family: str, variant: Variant, plain: Any = None) -> Any:
     """The configuration of one variant; `plain` is that of the plain one."""
     whole, kind = _classes(family)
     default = _default(kind)
-    settings = settings_of(kind, default) | dict(recipe_of(family).settings)
+    recipe = recipe_of(family)
+    settings = settings_of(kind, default) | dict(recipe.settings)
+    if variant.factors and not recipe.factors:
+        raise CannotBuild("its recipe has no factors")
+    rotary = {**variant.rotary, **(recipe.factors if variant.factors else {})}
     if plain is not None:
         known = {f.name for f in dataclasses.fields(kind)}
         for name, value in variant.settings.items():
             if name in known:
                 old = vars(plain.get_text_config()).get(name)
                 settings[name] = not old if value is FLIPPED else value
-    fixed = {*LAYERS, *PER_LAYER} & set(recipe_of(family).settings)
+    fixed = {*LAYERS, *PER_LAYER} & set(recipe.settings)
     layers = None if fixed else next((name for name in LAYERS if name in settings), None)
-    config = _rotated(kind, settings, variant.rotary)
+    config = _rotated(kind, settings, rotary)
     while layers and _kinds_of_layers(config) != _kinds_of_layers(default):
         if settings[layers] == DEEPEST:
             break
         settings[layers] += 1
-        config = _rotated(kind, settings, variant.rotary)
+        config = _rotated(kind, settings, rotary)
     if whole is kind:
         return config
-    around = recipe_of(family).around
-    return whole(text_config=config, tie_word_embeddings=config.tie_word_embeddings, **around)
+    tied = config.tie_word_embeddings
+    return whole(text_config=config, tie_word_embeddings=tied, **recipe.around)
 
 
 def settings_of(kind: Any, default: Any) -> dict[str, Any]:
@@ -173,7 +177,8 @@ def _default(kind: Any) -> Any:
 
 
 def _rotated(kind: Any, settings: Mapping[str, Any], rotary: Mapping[str, Any]) -> Any:
-    """The configuration with rotary bases that are no default, and scaled as a variant wants."""
+    """The configuration with rotary bases that are no default, but for those that a recipe gives,
+    and scaled as a variant wants."""
     try:
         config = kind(**settings)
         rope = json.loads(json.dumps(vars(config).get("rope_parameters") or {}))
@@ -182,8 +187,9 @@ def _rotated(kind: Any, settings: Mapping[str, Any], rotary: Mapping[str, Any]) 
                 raise CannotBuild("it has no rotary embedding")
             return config
         nested = [part for part in rope.values() if isinstance(part, dict)]
+        given = "rope_theta" in json.dumps(settings.get("rope_parameters", {}))
         for part, base in zip(nested or [rope], ROTARY_BASES, strict=False):
-            if part.get("rope_theta") is not None:
+            if part.get("rope_theta") is not None and not given:
                 part["rope_theta"] = base
         if rotary:
             scaled = rope.get("full_attention", rope)

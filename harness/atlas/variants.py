@@ -18,13 +18,15 @@ class Variant:
     """`settings` are fields of the configuration class, `rotary` goes into its rotary settings.
 
     `new_weights` says that the model has to have other parameters than the plain one, since a
-    configuration class may hold a setting that its model never reads.
+    configuration class may hold a setting that its model never reads. `factors` says that the
+    recipe has more rotary settings; a family without them does not have the variant.
     """
 
     what: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     rotary: Mapping[str, Any] = field(default_factory=dict)
     new_weights: bool = False
+    factors: bool = False
 
 
 _BIASES = (
@@ -78,4 +80,9 @@ VARIANTS: dict[str, Variant] = {
         },
     ),
     "yarn": Variant("YaRN", rotary={"rope_type": "yarn", "factor": 4.0, **_TRAINED}),
+    "longrope": Variant(
+        "longrope, where it is the family's own scaling",
+        rotary={"rope_type": "longrope", **_TRAINED},
+        factors=True,
+    ),
 }  # fmt: skip

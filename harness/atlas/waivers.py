@@ -27,7 +27,8 @@ FILE = Path(__file__).with_name("waivers.toml")
 @dataclass(frozen=True)
 class Waiver:
     """`variants` and `spellings` are patterns like those of files, one of which fits; `where` is
-    file and function in the candidate's sources."""
+    file and function in the candidate's sources. `confirmed` is what was seen when the stated cause
+    was taken away, and nothing else: that it is the whole reason."""
 
     title: str
     candidate: str
@@ -38,6 +39,7 @@ class Waiver:
     where: str
     variants: tuple[str, ...] = ("*",)
     spellings: tuple[str, ...] = ("*",)
+    confirmed: str = ""
 
     def fits(self, row: Row) -> bool:
         return (

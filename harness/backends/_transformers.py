@@ -182,13 +182,16 @@ def threads_for(parameters: int) -> Iterator[None]:
 
 
 def decoder_layers(model: Any) -> tuple[str, Any]:
-    """Path and list of the decoder layers: the module list as long as the config says."""
+    """Path and list of the decoder layers: the module list as long as the config says. LongCat has
+    two attentions a layer, and counts both in num_hidden_layers."""
     import torch
 
-    count = model.config.get_text_config().num_hidden_layers
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            return path, module
+    config = model.config.get_text_config()
+    count = config.num_hidden_layers
+    for length in (count, getattr(config, "num_layers", count)):
+        for path, module in model.named_modules():
+            if isinstance(module, torch.nn.ModuleList) and len(module) == length:
+                return path, module
     raise ReferenceUnavailable(f"{type(model).__name__} has no list of {count} decoder layers")
 
 

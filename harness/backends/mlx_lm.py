@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +59,8 @@ def families() -> frozenset[str]:
     """The model types it has: its files that hold a model, and those it reads by another's file."""
     utils = _utils()
     folder = Path(utils.__file__).with_name("models")
-    files = {p.stem for p in folder.glob("*.py") if "\nclass Model(" in p.read_text("utf-8")}
+    model = re.compile(r"^(class Model\(|from \.\w+ import Model\b)", re.MULTILINE)
+    files = {p.stem for p in folder.glob("*.py") if model.search(p.read_text("utf-8"))}
     return frozenset(files | {name for name, to in utils.MODEL_REMAPPING.items() if to in files})
 
 

@@ -112,8 +112,12 @@ class ServerBackend:
         """At most `count` greedy tokens after a text; the text ends before `stop`."""
         key = prompt, count, stop
         if key not in self._told:
-            self._told[key] = self._ask(*key, self._route, self._model, self._logprobs)
+            self._told[key] = self.complete_anew(*key)
         return self._told[key]
+
+    def complete_anew(self, prompt: str, count: int, stop: str | None = None) -> Completion:
+        """`complete`, asked even where the answer is known."""
+        return self._ask(prompt, count, stop, self._route, self._model, self._logprobs)
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
         """The answer to a POST, None where the server does not know the question."""

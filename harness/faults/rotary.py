@@ -191,6 +191,20 @@ FAULTS = (
         "attn",
     ),
     Fault(
+        "no-magnitude",
+        "the factor that goes with a scaling of positions is missing",
+        respun(lambda spec: replace(spec, magnitude=1.0)),
+        "attn",
+        source="R06",
+    ),
+    Fault(
+        "magnitude-squared",
+        "that factor is applied twice",
+        respun(lambda spec: replace(spec, magnitude=spec.magnitude**2)),
+        "attn",
+        source="R06",
+    ),
+    Fault(
         "default-base",
         "the base is 10000 whatever the configuration says",
         respun(lambda spec: replace(spec, theta=10000.0)),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ..tokenizers.sides import Ids, Side
 from ..types import TokenFacts
 from . import Fault, NotApplicable
 from ._patient import Patient
@@ -46,6 +47,24 @@ def _texts(change: Callable[[str], str]) -> Inject:
 def _pipeline(change: Callable[[Any], None]) -> Inject:
     """A fault that does `change` to the `tokenizers.Tokenizer` of either candidate."""
     return _noticed(lambda patient: patient.tokenizer(change))
+
+
+def _streamed_one_by_one(patient: Patient, block: int) -> None:
+    """Every id is decoded alone: half a character is flushed as it comes."""
+    if not patient.has_tokenizer:
+        raise NotApplicable("no tokenizer")
+    side = patient.backend.side
+
+    def changed() -> Side:
+        whole = side()
+
+        def stream(ids: Ids, skip: bool) -> str:
+            assert whole.decode is not None
+            return "".join(whole.decode((id,), skip) for id in ids)
+
+        return replace(whole, stream=stream)
+
+    patient.backend.side = changed
 
 
 def _noticed(plant: Callable[[Patient], None], special: bool = False) -> Inject:
@@ -145,6 +164,12 @@ FAULTS = (
     _fault("spaces-joined", "runs of spaces become one", _texts(lambda t: re.sub(" +", " ", t))),
     _fault("lines-alike", "line ends are made alike", _texts(lambda t: t.replace("\r\n", "\n"))),
     _fault("not-normalised", "the tokenizer's normalisation is missing", _pipeline(_no_normaliser)),
+    _fault(
+        "half-characters",
+        "a character of several tokens is flushed half-way",
+        _streamed_one_by_one,
+        source="T07",
+    ),
     _fault("composed", "Unicode is normalised where it is not to be", _pipeline(_composed)),
     _fault("pattern", "text is split by gpt2's pattern", _pipeline(_split_as_gpt2)),
 )

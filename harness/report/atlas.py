@@ -74,9 +74,9 @@ def _head(atlas: Atlas) -> Iterator[str]:
     yield (
         "Every cell is the ordinary verdict on a tiny random model. `pass`: parity holds. `FAIL n` "
         "and `refused n`: it does not, or the candidate does not load or run it, which is finding "
-        "n. `-`: the family has no such variant. Two answers in a cell are those of config.json as "
-        "it was written before transformers 5, and as transformers 5 writes it; one answer is of "
-        "the older spelling where there is one."
+        "n. `-`: the family has no such variant. Two answers in a cell are those of files as they "
+        "were before transformers 5, or as checkpoints on the Hub have them, and as transformers 5 "
+        "writes them; one answer is of the older spelling where there is one."
     )
     yield ""
     for name in atlas.variants:
@@ -125,6 +125,8 @@ def _finding(atlas: Atlas, number: int, waiver: Waiver, rows: list[Row]) -> Iter
     yield ""
     yield f"{waiver.reason} ({waiver.candidate} {waiver.version}, `{waiver.where}`)"
     yield ""
+    if waiver.confirmed:
+        yield f"- Confirmed: {waiver.confirmed}"
     yield f"- In: {', '.join(sorted({row.family for row in rows}))}."
     shown = rows[0]
     yield f"- Seen, {shown.name}: {shown.told}"

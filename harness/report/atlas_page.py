@@ -72,8 +72,9 @@ def _head(atlas: Atlas, title: str) -> Iterator[str]:
     yield (
         f"<p>{len(atlas.attempted)} families, {len(atlas.rows)} tiny random models, float32. "
         f"{len(atlas.passing(OLD))} families pass in every variant, {len(atlas.passing(NEW))} as "
-        "transformers 5 writes config.json. Of two marks the first is of config.json as it was "
-        "written before that, the second as it writes it; numbers are findings.<br>"
+        "transformers 5 writes config.json. Of two marks the first is of files as they were before "
+        "that, or as checkpoints on the Hub have them, the second as it writes them; numbers are "
+        "findings.<br>"
         f'<span class="dim">{escape(versions)}</span></p>'
     )
     marks = (f'<span class="{KINDS[o]}">{MARKS[o]} {WORDS[o]}</span>' for o in MARKS)
@@ -115,6 +116,8 @@ def _findings(atlas: Atlas) -> Iterator[str]:
             names = ", ".join(sorted({row.family for row in rows}))
             yield f'<h3 id="n-{number}">{number}. {escape(waiver.title)}</h3>'
             yield f"<p>{escape(waiver.reason)} <code>{escape(waiver.where)}</code></p>"
+            if waiver.confirmed:
+                yield f"<p>Confirmed: {escape(waiver.confirmed)}</p>"
             yield f'<p class="dim">{escape(names)}</p>'
 
 

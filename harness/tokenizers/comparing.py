@@ -1,6 +1,6 @@
 """Ask two tokenizers the same, count where they differ, and make the first difference small.
 
-Comparison yields data; nothing here prints or raises. How rarely can they differ and still show
+Comparison yields data; nothing here prints. How rarely can they differ and still show
 nothing in n random inputs? With 95 % confidence in fewer than 3 of n (the rule of three).
 """
 
@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import BadOption
+from ..backends._transformers import one_line
+from ..errors import BadOption, ServerStopped
 from ..probes import TEXTS
 from ..types import FAIL, PASS, SEVERITY, SKIP
 from .corpus import CONVERSATIONS, WRITTEN, Conversation, fuzz, walks
-from .questions import CHAT, QUESTIONS, SPELT, TEXT, WALK, Question
+from .questions import CHAT, PROMPT, QUESTIONS, SPELT, TEXT, WALK, Question
 from .shrink import shrink
 from .sides import REFUSED, Side
 
-RAISED = "(raised)"
 SHOWN = 200  # characters of what a side said
 PIECES = 3000  # tokens whose texts random texts are made of
-_SIMPLE: dict[str, Any] = {TEXT: "a", SPELT: (0,), WALK: (0,)}
+_SIMPLE: dict[str, Any] = {TEXT: "a", PROMPT: "a", SPELT: (0,), WALK: (0,)}
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,16 @@ class Difference:
     reason: str
     expected: str
     actual: str
+
+
+@dataclass(frozen=True)
+class Raised:
+    """What a side raised; equal to whatever else one raises: that both refuse is no difference."""
+
+    error: str = field(compare=False)
+
+    def __repr__(self) -> str:
+        return f"(raised: {self.error})"
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,8 @@ def compare(
 ) -> Findings:
     """Ask what both sides can show, of the written corpus and `count` random inputs.
 
-    Of random sequences of ids there are half as many. Raises BadOption for a negative count.
+    Of random sequences of ids there are half as many. Raises BadOption for a negative count, and
+    ServerStopped for a side that ends on the way.
     """
     if count < 0:
         raise BadOption(f"--fuzz {count}: give a number of random texts, 0 for none")
@@ -132,6 +143,9 @@ class _Input:
     random: bool
 
 
+_COUNT = next(question for question in QUESTIONS if question.kind == PROMPT)
+
+
 def _inputs(side: Side, count: int, seed: int) -> dict[str, list[_Input]]:
     """Of every kind: what is written, then what is random."""
     assert side.encode and side.decode and side.facts is not None and side.added is not None
@@ -148,7 +162,9 @@ def _inputs(side: Side, count: int, seed: int) -> dict[str, list[_Input]]:
     walked = [_Input(w, f"random ids {i} of seed {seed}", True) for i, w in enumerate(drawn)]
     chats = [_Input(c, f"{c.name}: {c.reason}", False) for c in CONVERSATIONS]
     probes = list(_spelt(side, [_Input(text, name, False) for name, text in TEXTS.items()]))
-    return {TEXT: texts, SPELT: probes, WALK: [*spelt, *walked], CHAT: chats}
+    # A text of no ids is none: mlx_lm.server ends at one, and answers nothing more.
+    prompts = [text for text in texts if side.count is None or _ask(_COUNT, side, text.value)]
+    return {TEXT: texts, PROMPT: prompts, SPELT: probes, WALK: [*spelt, *walked], CHAT: chats}
 
 
 def _spelt(side: Side, texts: Sequence[_Input]) -> Iterator[_Input]:
@@ -166,7 +182,7 @@ def _answer(question: Question, e: Side, a: Side, inputs: Sequence[_Input]) -> A
         missing = [part for part in question.needs if getattr(side, part) is None]
         if missing:
             return Answer(name, what, SKIP, reason=f"{side.name} shows no {missing[0]}")
-    if question.kind == TEXT and question.of(a, "a") is None:
+    if question.kind in (TEXT, PROMPT) and question.of(a, "a") is None:
         return Answer(name, what, SKIP, reason=f"{a.name} does not tell")
 
     def differs(value: Any) -> bool:
@@ -192,8 +208,10 @@ def _answer(question: Question, e: Side, a: Side, inputs: Sequence[_Input]) -> A
 def _ask(question: Question, side: Side, value: Any) -> Any:
     try:
         return question.of(side, value)
-    except Exception:  # that both refuse an input is no difference
-        return RAISED
+    except ServerStopped:
+        raise
+    except Exception as error:  # of as many kinds as there are libraries
+        return Raised(f"{type(error).__name__}: {one_line(error)}")
 
 
 def _facts(e: Side, a: Side) -> Answer:

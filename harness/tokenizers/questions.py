@@ -11,7 +11,7 @@ from typing import Any
 from .corpus import Conversation
 from .sides import REFUSED, Encoded, Ids, Side
 
-TEXT, SPELT, WALK, CHAT = "text", "ids of a probe", "ids", "conversation"
+TEXT, PROMPT, SPELT, WALK, CHAT = "text", "prompt", "ids of a probe", "ids", "conversation"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _decode(side: Side, ids: Ids, skip: bool) -> str:
 QUESTIONS = (
     Question("ids", "token ids, with special tokens and without", TEXT, ("encode",), _ids),
     Question("offsets", "where each id comes from", TEXT, ("encode",), _offsets),
-    Question("count", "how many ids a prompt has", TEXT, ("count",), _count),
+    Question("count", "how many ids a prompt has", PROMPT, ("count",), _count),
     Question("round trip", "the text of its ids", TEXT, ("encode", "decode"), _round_trip),
     Question("decode", "the text of any ids", WALK, ("decode",), _decoded),
     Question("streaming", "the same, id by id", WALK, ("stream",), _streamed),

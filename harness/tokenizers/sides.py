@@ -13,6 +13,7 @@ from typing import Any
 from engine.errors import EngineError
 from engine.tokenizer import Tokenizer
 
+from ..errors import BadCandidate, ServerStopped
 from .corpus import Conversation
 
 REFUSED = "(refused)"
@@ -199,7 +200,17 @@ def server_side(server: Any, special: frozenset[int] = frozenset()) -> Side:
         return REFUSED if told is None else told
 
     def count(text: str) -> int | None:
-        return server.complete(text, 1).prompt_tokens
+        try:
+            return server.complete(text, 1).prompt_tokens
+        except BadCandidate as error:
+            try:  # whether it is this text alone
+                server.complete_anew("a", 1)
+            except BadCandidate:
+                raise ServerStopped(
+                    f"{server.name} answers nothing any more since it was asked to continue "
+                    f"{text!a} ({error}): read its log, and start it again"
+                ) from None
+            raise
 
     known = count("a") is not None
     hello = Conversation("", "", ({"role": "user", "content": "a"},))

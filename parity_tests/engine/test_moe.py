@@ -443,11 +443,6 @@ class TestSelectionBiasOfAFamily:
         assert mlp.selection_bias.dtype == mx.float32
         assert mlp.experts.down.dtype == mx.bfloat16
 
-    @pytest.mark.parametrize("key", ["n_group", "topk_group"])
-    def test_groups_of_experts_are_refused(self, key):
-        with pytest.raises(UnsupportedArchitecture, match=f"{key} is 2"):
-            decoder_spec(Config({**config_of("dots1", "plain"), key: 2}))
-
 
 @pytest.mark.parametrize(
     "change",

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.atlas import families, recipes, run, spelling, tiny
+from harness.atlas import families, names, recipes, run, spelling, tiny
+from harness.atlas.families import Family
 from harness.atlas.recipes import Recipe
 from harness.atlas.rows import CANNOT_LOAD, NEW, OLD, Row
 from harness.atlas.variants import PLAIN, VARIANTS
 from harness.atlas.waivers import Waiver, Waivers, read_waivers
+from harness.atlas.whole import Atlas
 from harness.errors import BadOption
+from harness.report import atlas as report
 
 BY_RULE = ("cohere2", "granite", "mixtral", "olmo2", "phi3", "qwen2", "starcoder2")
 
@@ -72,10 +77,44 @@ def test_a_family_without_rotary_embedding_is_spelled_one_way():
     assert spelling.old(new, Recipe()) is None
 
 
+def test_tensors_get_the_names_of_the_hub():
+    experts = {
+        f"a.experts.{e}.{part}_proj.weight": np.full((2, 3), 10 * e + n)
+        for e in range(11)
+        for n, part in enumerate(("gate", "up", "down"))
+    }
+    recipe = Recipe(names=(("^transformer\\.", ""),), stacked=True)
+    found = names.renamed({"transformer.h": 1, **experts}, recipe)
+    assert set(found) == {"h", "a.experts.gate_up_proj", "a.experts.down_proj"}
+    assert found["a.experts.gate_up_proj"].shape == (11, 4, 3)  # (E, 2F, C)
+    assert found["a.experts.gate_up_proj"][10, :, 0].tolist() == [100, 100, 101, 101]
+    assert found["a.experts.down_proj"][:, 0, 0].tolist() == [10 * e + 2 for e in range(11)]
+    assert names.renamed({"transformer.h": 1}, Recipe()) == {"transformer.h": 1}
+
+
+def test_longrope_is_for_families_whose_recipe_has_factors():
+    scaled = dict(tiny.tiny_configs("phi3"))["longrope"].rope_parameters
+    assert scaled["rope_type"] == "longrope" and len(scaled["long_factor"]) == 12
+    with pytest.raises(tiny.CannotBuild, match="no factors"):
+        tiny.build("qwen2", VARIANTS["longrope"], tiny.build("qwen2", VARIANTS[PLAIN]))
+
+
+def test_a_rotary_base_of_a_recipe_stays():
+    rope = tiny.build("olmo3", VARIANTS[PLAIN]).rope_parameters
+    assert {part["rope_theta"] for part in rope.values()} == {500000.0}
+
+
+def test_a_family_of_other_names_alone_has_an_old_spelling():
+    new = tiny.written(tiny.build("qwen3_5_moe", VARIANTS[PLAIN]))
+    assert spelling.old(new, recipes.recipe_of("qwen3_5_moe")) == new
+    assert spelling.old(new, Recipe(without=("old",))) is None
+
+
 def test_every_family_is_attempted_or_left_out_with_a_reason():
     found = {family.name: family.left_out for family in families.families("mlx-lm")}
     assert sum(reason is None for reason in found.values()) >= 80
     assert found["llama"] is None and found["mistral"] is None  # the second by another's file
+    assert found["solar_open"] is None  # its model is imported from another's file
     assert found["bloom"] == "mlx-lm does not have it"
     assert "transformers has no" in found["plamo2"]
     assert set(recipes.read_recipes()) <= set(found)
@@ -136,6 +175,16 @@ def test_the_waivers_that_are_shipped_can_be_read():
     for waiver in read_waivers("mlx-lm").entries:
         assert set(waiver.families) <= known
         assert waiver.reason.strip().endswith(".") and ".py" in waiver.where
+        assert waiver.confirmed == "" or waiver.confirmed.strip().endswith(".")
+
+
+def test_what_confirms_a_finding_is_shown():
+    seen = replace(KNOWN, confirmed="with <the> window it passes.")
+    atlas = Atlas("mlx-lm", [Family("llama")], [FAILS], Waivers((seen,)))
+    assert b"- Confirmed: with <the> window it passes." in report.as_markdown(atlas)
+    assert b"Confirmed: with &lt;the&gt; window it passes." in report.FORMATS["html"](atlas)
+    without = replace(atlas, waivers=Waivers((KNOWN,)))
+    assert b"Confirmed" not in report.as_markdown(without) + report.FORMATS["html"](without)
 
 
 def test_a_family_judged(monkeypatch):
@@ -145,6 +194,16 @@ def test_a_family_judged(monkeypatch):
     assert rows[PLAIN, OLD]["outcome"] == "pass"
     assert rows[PLAIN, NEW]["outcome"] == CANNOT_LOAD
     assert "rope_theta" in rows[PLAIN, NEW]["reason"]
+
+
+def test_results_of_another_recipe_are_not_taken(monkeypatch):
+    known = families.chosen("mlx-lm", ["gpt2"])
+    recipe = recipes.recipe_of("gpt2")
+    tasks = []
+    for other in (recipe, replace(recipe, why="other words"), replace(recipe, also={"n_ctx": 8})):
+        monkeypatch.setattr(run, "recipe_of", lambda family, other=other: other)
+        tasks += run.plan(known, "mlx-lm")
+    assert tasks[0] == tasks[1] != tasks[2]
 
 
 def test_a_family_that_takes_too_much_is_a_row():

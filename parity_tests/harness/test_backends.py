@@ -107,3 +107,22 @@ def tapped(model, spoil=lambda decoder: None):
 
 def _blocks(seen):
     return sum(site.kind == "block" for site in seen)
+
+
+def test_decoder_layers_are_found_where_each_has_two_attentions():
+    import torch
+    from transformers import LongcatFlashConfig
+
+    from harness.backends._transformers import decoder_layers
+    from harness.errors import ReferenceUnavailable
+
+    def model(layers):
+        made = torch.nn.Module()
+        made.config = LongcatFlashConfig(num_layers=3)
+        made.layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(layers))
+        return made
+
+    assert model(3).config.num_hidden_layers == 6
+    assert decoder_layers(model(3))[0] == "layers"
+    with pytest.raises(ReferenceUnavailable, match="no list of 6"):
+        decoder_layers(model(4))

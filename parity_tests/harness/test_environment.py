@@ -45,3 +45,16 @@ def test_what_moves_numbers_is_described():
     found = describe()
     assert found["packages"]["mlx"] and found["device"]["kind"] in ("cpu", "cuda", "metal")
     assert json.loads(json.dumps(found)) == found
+
+
+def test_an_mlx_that_names_no_device_is_described_all_the_same(monkeypatch):
+    """The oldest that is supported has no `device_info` outside `mx.metal`."""
+    import mlx.core as mx
+
+    assert describe()["device"]["name"] != "unknown"
+    monkeypatch.delattr(mx, "device_info")
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    assert describe()["device"]["name"] == "unknown"
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx.metal, "device_info", lambda: {"device_name": "Apple M1"})
+    assert describe()["device"]["name"] == "Apple M1"

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from harness.errors import BadOption
 from harness.faults import Fault, NotApplicable, all_faults
 from harness.report.scores import as_markdown, misses
 from harness.scoreboard import board, by_kind, plan, run_model
@@ -89,6 +90,13 @@ def test_clean_runs_have_seeds_of_their_own():
     clean = [t for t in tasks if t["faults"] == []]
     assert len(planted) == 6 and len(clean) == 9
     assert not {t["seed"] for t in clean} & {t["seed"] for t in planted}
+
+
+def test_some_faults_may_be_named():
+    tasks = plan(["gpt2/plain"], ["engine"], seeds=1, clean_seeds=1, faults=["rotary.backwards"])
+    assert [t["faults"] for t in tasks] == [["rotary.backwards"], [], [], []]
+    with pytest.raises(BadOption, match=r"--faults 'rotary.sideways': harness faults list"):
+        plan(["gpt2/plain"], ["engine"], seeds=1, clean_seeds=0, faults=["rotary.sideways"])
 
 
 def test_not_applicable_is_told_before_anything_is_changed():

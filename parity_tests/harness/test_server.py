@@ -13,7 +13,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,13 +43,12 @@ MODELS = Path(__file__).parents[2] / "golden" / "models"
 # mlx-lm's own server
 
 
-@pytest.fixture(scope="module")
-def mlx_server(tmp_path_factory):
-    """`mlx_lm.server` on tiny-llama, its address; other models are loaded when they are named."""
+@contextmanager
+def serving(home: Path) -> Iterator[str]:
+    """The address of `mlx_lm.server` on tiny-llama; other models are loaded when they are named."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    home = tmp_path_factory.mktemp("hub")
     variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "MLX_ENABLE_TF32": "0"}
     command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(MODELS / "tiny-llama")]
     with (home / "log").open("w") as log:
@@ -62,6 +62,12 @@ def mlx_server(tmp_path_factory):
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def mlx_server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("hub")) as url:
+        yield url
 
 
 def test_mlx_lm_server_takes_the_right_tokens_and_two_of_its_answers_are_wrong(
@@ -125,6 +131,23 @@ def test_mlx_lm_server_at_bfloat16_against_torch(mlx_server, tmp_path):
     # The same server in place of one at float32.
     assert verdicts(ask(url, checks=["logprobs"]))["logprobs"] in ("fail", "skip")
     assert ask(url, checks=checks).exit_status == 1
+
+
+def test_a_tokenizer_seen_by_counts_alone(command, tmp_path):
+    """Found in mlx-lm 0.32.2: a prompt that is an earlier one with its continuation ends the thread
+    that generates, and with it all answers."""
+
+    def asked(url: str, name: str):
+        model = MODELS / name
+        options = ("--candidate", f"{url}#{model}", "--fuzz", "20")
+        return command("harness", "tokenizer", "--model", model, *options)
+
+    with serving(tmp_path) as url:
+        whole, broken = asked(url, "tiny-gemma3"), asked(url, "tiny-llama")
+    assert whole.status == 0, whole.out + whole.err
+    assert "pass  count" in whole.out
+    assert broken.status == 2
+    assert "answers nothing any more since it was asked to continue ' '" in broken.err
 
 
 def test_a_dtype_that_is_not_the_models_own_is_pointed_at():

@@ -25,6 +25,7 @@ MODELS = (
     "llama/llama3",
     "gpt2/untied",
     "mixtral/window",
+    "olmo3/yarn",
 )
 EVERY = {"engine": 1, "mlx-lm": 6}  # all of them, and one in six: the rest is the full run's
 

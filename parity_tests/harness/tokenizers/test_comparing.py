@@ -89,7 +89,7 @@ class TestCompare:
 
         side = replace(right, encode=lambda t, s: refuses(t, s) if "7" in t else right.encode(t, s))
         assert answers(side, side)["ids"].verdict == "pass"
-        assert answers(right, side)["ids"].smallest.actual == "'(raised)'"
+        assert answers(right, side)["ids"].smallest.actual == "(raised: ValueError: ValueError)"
 
 
 class TestShrink:

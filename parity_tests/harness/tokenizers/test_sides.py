@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine.tokenizer import Tokenizer, load_tokenizer
+from harness.errors import BadCandidate, ServerStopped
 from harness.tokenizers import compare, engine_side, server_side
 from harness.tokenizers.corpus import CONVERSATIONS
 from parity_tests.tokenizers import write_kind
@@ -19,11 +20,20 @@ class Server:
     """Answers as llama.cpp does, or as vLLM; with `bare` only completions."""
 
     name = "http://here"
+    refused: str | None = None  # a prompt that it does not take
+    stops = False  # whether it takes none after that
+    stopped = False
 
     def __init__(self, tokenizer: Tokenizer, spelling: str = "content", bos: int = 0) -> None:
         self.tokenizer, self.spelling, self.bos = tokenizer, spelling, bos
 
     def complete(self, prompt: str, count: int, stop: str | None = None) -> Any:
+        return self.complete_anew(prompt, count)
+
+    def complete_anew(self, prompt: str, count: int) -> Any:
+        if prompt == self.refused or self.stopped:
+            self.stopped = self.stops
+            raise BadCandidate("http://here answered 404")
         return SimpleNamespace(prompt_tokens=len(self.tokenizer.encode(prompt)) + self.bos)
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
@@ -73,6 +83,17 @@ def test_counts_alone(tokenizer):
     found = answers(tokenizer, Server(tokenizer, "bare", bos=1))
     assert found["count"].verdict == "fail"
     assert found["count"].smallest.input == "'a'" or len(found["count"].smallest.input) <= 3
+
+
+def test_one_refusal_is_a_difference_and_an_end_of_answers_is_no_verdict(tokenizer):
+    server = Server(tokenizer, "bare")
+    server.refused = "naïve café Ångström"
+    count = answers(tokenizer, server)["count"]
+    assert (count.verdict, count.differences) == ("fail", 1)
+    assert "answered 404" in count.smallest.actual
+    server.stops = True
+    with pytest.raises(ServerStopped, match=r"since it was asked to continue 'na\\xefve.*404"):
+        answers(tokenizer, server)
 
 
 def test_engine_refuses_where_the_template_does(tokenizer):
