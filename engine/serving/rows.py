@@ -105,12 +105,11 @@ class Rows:
             tokens = mx.pad(tokens, (0, self._fixed - count))
         logits = self._decoder(tokens[:, None], self._layers)[:count, -1]  # (B, V)
         best = greedy(logits)
-        if all(job.plain for job in self.jobs):
-            self._tokens, self._told = best, [None] * count
-        else:
+        told: list[Told | None] = [None] * count
+        if not all(job.plain for job in self.jobs):
             chosen = [job.choose(logits[row], best[row]) for row, job in enumerate(self.jobs)]
-            self._tokens = mx.stack([token for token, _ in chosen])
-            self._told = [told for _, told in chosen]
+            best, told = mx.stack([token for token, _ in chosen]), [told for _, told in chosen]
+        self._tokens, self._told = best, told
         mx.async_eval(self._tokens, self._told)
 
     def _remember(self, row: int, job: Job) -> None:
