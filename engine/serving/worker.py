@@ -45,7 +45,7 @@ class Worker:
     """Runs requests on one model until it is closed.
 
     At most `max_rows` run at once and `queue` wait. `deterministic`: a request's tokens and
-    log-probabilities have the same bits whatever runs beside it; see docs/SERVING.md for the price.
+    log-probabilities have the same bits whatever runs beside it; see docs/SERVER.md for the price.
     `max_prompt_tokens` and `max_tokens` are the most that a request may have and ask for. The model
     must have been loaded by the thread that makes the worker.
     """
