@@ -220,21 +220,20 @@ def test_pairs_turn_and_the_rest_stays(pairs, dims, magnitude):
     assert np.array_equal(turned(spec, x, 5)[..., dims:], x.astype(np.float32)[..., dims:])
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        RopeSpec(10, 50.0, type="dynamic", factor=4.0, original_length=8),
-        RopeSpec(
-            10,
-            50.0,
-            type="longrope",
-            original_length=8,
-            short_factors=(1.0,) * 5,
-            long_factors=(2.0, 3.0, 4.0, 5.0, 6.0),
-        ),
-    ],
-    ids=lambda spec: spec.type,
+BY_LENGTH = (
+    RopeSpec(10, 50.0, type="dynamic", factor=4.0, original_length=8),
+    RopeSpec(
+        10,
+        50.0,
+        type="longrope",
+        original_length=8,
+        short_factors=(1.0,) * 5,
+        long_factors=(2.0, 3.0, 4.0, 5.0, 6.0),
+    ),
 )
+
+
+@pytest.mark.parametrize("spec", BY_LENGTH, ids=lambda spec: spec.type)
 def test_the_length_of_the_whole_sequence_decides(spec):
     """Not that of what is fed: a chunk of a long prompt is turned as the prompt is."""
     x = random_heads()
@@ -242,8 +241,16 @@ def test_the_length_of_the_whole_sequence_decides(spec):
         assert np.allclose(turned(spec, x, 0, length), by_hand(spec, x, 0, length), atol=1e-5)
     assert np.array_equal(turned(spec, x, 0, 7), turned(spec, x, 0, 8))
     assert not np.allclose(turned(spec, x, 0, 8), turned(spec, x, 0, 9), atol=1e-2)
-    with pytest.raises(UnsupportedArchitecture, match=f"{spec.type} rotary scaling in a padded"):
-        Rope(spec)(mx.array(x), mx.array([0]), 9)
+
+
+@pytest.mark.parametrize("spec", BY_LENGTH, ids=lambda spec: spec.type)
+def test_rows_of_a_batch_have_periods_of_their_own(spec):
+    x, lengths = random_heads(), (8, 9)
+    rows = mx.concatenate([mx.array(x)] * 2)
+    found = np.array(Rope(spec)(rows, mx.array([0, 3]), lengths))
+    for row, (start, length) in enumerate(zip((0, 3), lengths, strict=True)):
+        assert np.allclose(found[row], turned(spec, x, start, length)[0], atol=1e-6)
+    assert not np.allclose(found[1], turned(spec, x, 3, 8)[0], atol=1e-2)
 
 
 @pytest.mark.parametrize(
