@@ -1,10 +1,14 @@
-"""Does what runs beside a request change its answer? `python benchmarks/determinism.py`
+"""Whether a request's bits depend on what runs beside it, in both modes of the worker.
 
-The same requests are run alone, all at once, all at once in the opposite order, and by a worker in
-another process; in ordinary mode, which is the control, and in deterministic mode. Counted are
-tokens and log-probabilities, bit for bit, that are not those of the request alone. What the mode
-costs is a ratio of this run. On MLX's CPU build ordinary mode differs in nothing either: its
-operations do not depend on the batch.
+The same requests run alone, all together, in another order, and once more in a fresh process. Every
+token and log-probability is compared with the run alone. The ordinary mode is the control: where it
+differs, the deterministic one has something to prove (MLX's CPU build differs in neither). The cost
+is the time of all together in both modes, in turns, in this process. Usage:
+
+    python benchmarks/determinism.py [--model NAME ...] [--device gpu] [--dtype bfloat16]
+        [--requests 16] [--tokens 64] [--rows 8] [--chunk 64] [--runs 3]
+
+Exits 1 where the deterministic mode differs from itself.
 """
 
 from __future__ import annotations
@@ -12,116 +16,165 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from engine import load
-from engine.runtime import device_class
+from engine.model import load
+from engine.runtime import use_device
 from engine.sampling import Sampling
 from engine.serving.worker import Piece, Request, Worker
 
-Answer = list[tuple[int, float]]  # tokens with their log-probabilities
+MODES = {"ordinary": False, "deterministic": True}
+Answer = list[list[Any]]  # of one request: token, log-probability, those of the best
 
 
-def main() -> int:
-    options = parser().parse_args()
-    if options.again:
-        print(json.dumps(answers(options, options.again == "deterministic", "all")[0]))
-        return 0
-    print(f"{options.model} at {options.dtype} on {device_class()}, {options.requests} requests")
-    seconds, found = {}, {}
-    for mode in ("ordinary", "deterministic"):
-        fixed = mode == "deterministic"
-        alone, _ = answers(options, fixed, "one by one")
-        told = {}
-        told["together"], seconds[mode] = answers(options, fixed, "all")
-        told["the other way round"], _ = answers(options, fixed, "backwards")
-        told["another process"] = elsewhere(mode)
-        found[mode] = 0
-        for how, others in told.items():
-            tokens, logprobs, of = differences(alone, others)
-            found[mode] += tokens + logprobs
-            print(f"{mode:<13}  {how:<19}  {tokens} of {of} tokens, {logprobs} log-probabilities")
-    ratio = seconds["deterministic"] / seconds["ordinary"]
-    print(f"deterministic mode takes {ratio:.2f} times as long, all requests at once")
-    return int(found["deterministic"] > 0)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", action="append")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype")
+    for name, count in {
+        "requests": 16, "tokens": 64, "rows": 8, "chunk": 64, "runs": 3
+    }.items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=count)
+    parser.add_argument("--alone", help=argparse.SUPPRESS)  # in the fresh process: the mode
+    options = parser.parse_args()
+    device = use_device(options.device)
+    if options.alone:
+        print(json.dumps(_Runs(options.model[0], options).answers(options.alone)["alone"]))
+        return
+    differs = False
+    for name in options.model or ["tiny-llama", "tiny-gemma3", "tiny-gpt2"]:
+        print(f"{name} on {device}, {options.dtype or 'as stored'}", flush=True)
+        differs |= _report(name, options)
+    sys.exit(1 if differs else 0)
 
 
-def answers(options: Any, deterministic: bool, how: str) -> tuple[list[Answer], float]:
-    """Every request's answer, and the seconds that all took."""
-    model = load(options.model, dtype=options.dtype)
-    asked = requests(options, model.spec.vocab)
-    found: list[Answer] = [[] for _ in asked]
-    with Worker(model, max_rows=options.rows, deterministic=deterministic) as worker:
-        read(worker, asked[:1])  # what is compiled and allocated once
-        begin = time.perf_counter()
-        if how == "one by one":
-            for i, request in enumerate(asked):
-                found[i] = read(worker, [request])[0]
-        elif how == "all":
-            found = read(worker, asked)
-        else:
-            found = read(worker, asked[::-1])[::-1]
-        return found, time.perf_counter() - begin
+def _report(name: str, options: Any) -> bool:
+    """Print the lines of one model; return whether the deterministic mode differs."""
+    runs, differs = _Runs(name, options), False
+    for mode in MODES:
+        answers = runs.answers(mode)
+        answers["restarted"] = _restarted(name, mode, options)
+        expected = answers.pop("alone")
+        for what, found in answers.items():
+            tokens, values, total = _differences(expected, found)
+            differs |= MODES[mode] and bool(tokens or values)
+            print(
+                f"  {mode:13} {what:9} of {total} tokens {tokens} differ, and {values} "
+                "log-probabilities",
+                flush=True,
+            )
+    seconds = runs.seconds()
+    ratios = [a / b for a, b in zip(seconds["deterministic"], seconds["ordinary"], strict=True)]
+    print(
+        f"  cost: {statistics.median(ratios):.2f} times the ordinary mode's time "
+        f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} runs)",
+        flush=True,
+    )
+    return differs
 
 
-def read(worker: Worker, asked: Sequence[Request]) -> list[Answer]:
-    tickets = [worker.submit(request) for request in asked]
+class _Runs:
+    """One model and its requests: prompts of any length, some that begin alike, half drawn."""
+
+    def __init__(self, name: str, options: Any) -> None:
+        self._options, self._model = options, load(name, dtype=options.dtype)
+        chance, vocab = random.Random(0), self._model.spec.vocab
+        room = self._model.spec.learned_positions or self._model.spec.max_length
+        longest = max(2, min(4 * options.chunk, room - options.tokens))
+        shared = [chance.randrange(vocab) for _ in range(longest // 2)]
+        self._requests = []
+        for n in range(options.requests):
+            own = [chance.randrange(vocab) for _ in range(chance.randint(1, longest // 2))]
+            self._requests.append(
+                Request(
+                    tuple([*shared, *own] if n % 3 == 0 else own),
+                    options.tokens,
+                    Sampling(temperature=1.0, seed=n) if n % 2 else Sampling(),
+                    ignore_eos=True,
+                    logprobs=2,
+                )
+            )
+
+    def answers(self, mode: str) -> dict[str, list[Answer]]:
+        """What the requests get alone, together and in another order, each with a new worker."""
+        everyone = range(len(self._requests))
+        shuffled = random.Random(1).sample(everyone, len(everyone))
+        orders = {"together": list(everyone), "shuffled": shuffled}
+        found = {}
+        with self._worker(mode, prefix_cache_bytes=0) as worker:
+            found["alone"] = [_answer(worker.submit(request)) for request in self._requests]
+        for what, order in orders.items():
+            with self._worker(mode) as worker:
+                tickets = {n: worker.submit(self._requests[n]) for n in order}
+                found[what] = [_answer(tickets[n]) for n in everyone]
+        return found
+
+    def seconds(self) -> dict[str, list[float]]:
+        """How long all together take, greedy and without log-probabilities, mode by mode."""
+        plain = [replace(r, sampling=Sampling(), logprobs=None) for r in self._requests]
+        taken: dict[str, list[float]] = {mode: [] for mode in MODES}
+        for run in range(self._options.runs + 1):
+            for mode in MODES:
+                with self._worker(mode, prefix_cache_bytes=0) as worker:
+                    begin = time.perf_counter()
+                    for ticket in [worker.submit(request) for request in plain]:
+                        _answer(ticket)
+                    if run:  # the first warms up
+                        taken[mode].append(time.perf_counter() - begin)
+        return taken
+
+    def _worker(self, mode: str, **more: Any) -> Worker:
+        options = self._options
+        return Worker(
+            self._model,
+            max_rows=options.rows,
+            queue=options.requests,
+            prefill_chunk=options.chunk,
+            deterministic=MODES[mode],
+            **more,
+        )
+
+
+def _answer(ticket: Any) -> Answer:
+    """Numbers as JSON gives them back: floats keep every bit."""
+    *pieces, done = ticket.events()
+    assert done.reason == "length", done
     return [
-        [(e.token, e.logprob or 0.0) for e in ticket.events() if isinstance(e, Piece)]
-        for ticket in tickets
+        [p.token, p.logprob, [list(best) for best in p.best]]
+        for p in pieces
+        if isinstance(p, Piece)
     ]
 
 
-def requests(options: Any, vocab: int) -> list[Request]:
-    """Prompts of many lengths, some with beginnings in common; every other one is drawn."""
-    draw = random.Random(0)
-    common = [draw.randrange(3, vocab) for _ in range(options.prompt)]
-    found = []
-    for i in range(options.requests):
-        length = draw.randrange(1, options.prompt)
-        rest = [draw.randrange(3, vocab) for _ in range(length)]
-        prompt = common[:length] + rest[: 1 + length // 4] if i % 3 else rest
-        sampling = Sampling(temperature=0.8, seed=i) if i % 2 else Sampling()
-        found.append(
-            Request(tuple(prompt), options.tokens, sampling, ignore_eos=True, logprobs=0)
-        )
-    return found
+def _restarted(name: str, mode: str, options: Any) -> list[Answer]:
+    command = [sys.executable, __file__, "--model", name, "--alone", mode]
+    for option in ("device", "dtype", "requests", "tokens", "rows", "chunk"):
+        if (value := getattr(options, option)) is not None:
+            command += [f"--{option}", str(value)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def elsewhere(mode: str) -> list[Answer]:
-    """The same as "all", by a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--again", mode]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [[(token, logprob) for token, logprob in answer] for answer in json.loads(out)]
+def _differences(expected: list[Answer], found: list[Answer]) -> tuple[int, int, int]:
+    """How many tokens differ, how many log-probabilities of these and the best, and of how many.
 
-
-def differences(alone: list[Answer], others: list[Answer]) -> tuple[int, int, int]:
-    """How many tokens, and how many log-probabilities of equal tokens, are others; of how many."""
-    tokens = logprobs = of = 0
-    for expected, actual in zip(alone, others, strict=True):
-        of += len(expected)
-        tokens += abs(len(expected) - len(actual))
-        for (token, logprob), (other, value) in zip(expected, actual, strict=False):
-            tokens += token != other
-            logprobs += token == other and logprob != value
-    return tokens, logprobs, of
-
-
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    found.add_argument("--model", default="golden/models/tiny-llama")
-    found.add_argument("--dtype", default="bfloat16")
-    found.add_argument("--requests", type=int, default=24)
-    found.add_argument("--rows", type=int, default=8)
-    found.add_argument("--prompt", type=int, default=200, help="Most tokens of a prompt's part.")
-    found.add_argument("--tokens", type=int, default=40)
-    found.add_argument("--again", help=argparse.SUPPRESS)
-    return found
+    What follows a token that differs is another text, and not compared.
+    """
+    tokens = values = total = 0
+    for one, other in zip(expected, found, strict=True):
+        for (token, *rest), (other_token, *other_rest) in zip(one, other, strict=True):
+            total += 1
+            values += rest != other_rest
+            tokens += token != other_token
+            if token != other_token:
+                break
+    return tokens, values, total
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

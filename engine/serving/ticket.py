@@ -42,11 +42,11 @@ class Ticket:
         self._on_cancel()
 
     def events(self) -> Iterator[Piece | Done]:
-        """Pieces, then one `Done`; blocks until there is one."""
+        """Pieces that nobody has read, then a `Done`; blocks until there is one."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._events)
-                event = self._events.popleft()
+                event = self._next()
             yield event
             if isinstance(event, Done):
                 return
@@ -59,8 +59,12 @@ class Ticket:
         while True:
             ready.clear()
             while self._events:
-                event = self._events.popleft()
+                event = self._next()
                 yield event
                 if isinstance(event, Done):
                     return
             await ready.wait()
+
+    def _next(self) -> Piece | Done:
+        """The oldest event. The end stays: who reads on finds it again, and does not wait."""
+        return self._events[0] if isinstance(self._events[0], Done) else self._events.popleft()

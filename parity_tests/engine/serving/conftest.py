@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from engine.serving.service import Service
 from engine.serving.settings import Settings
 from engine.tokenizer import Templates, load_tokenizer
 
+from .models import worded
 from .standin import Worker
 
 ROOT = Path(__file__).parents[3]
@@ -40,6 +42,12 @@ def chat_model(tmp_path_factory) -> Path:
     shutil.copytree(LLAMA, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
+
+
+@pytest.fixture(scope="session")
+def worded_model(random_model):
+    """`worded_model(family, variant)` -> a small random model whose ids are words, made once."""
+    return cache(lambda family, variant: worded(random_model(family, variant)))
 
 
 @dataclass
