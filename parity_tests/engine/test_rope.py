@@ -242,8 +242,19 @@ def test_the_length_of_the_whole_sequence_decides(spec):
         assert np.allclose(turned(spec, x, 0, length), by_hand(spec, x, 0, length), atol=1e-5)
     assert np.array_equal(turned(spec, x, 0, 7), turned(spec, x, 0, 8))
     assert not np.allclose(turned(spec, x, 0, 8), turned(spec, x, 0, 9), atol=1e-2)
-    with pytest.raises(UnsupportedArchitecture, match=f"{spec.type} rotary scaling in a padded"):
-        Rope(spec)(mx.array(x), mx.array([0]), 9)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_every_row_has_the_periods_of_its_own_length(kind):
+    factors = {"short_factors": (1.0,) * 5, "long_factors": (2.0, 3.0, 4.0, 5.0, 6.0)}
+    more = factors if kind == "longrope" else {"factor": 4.0}
+    spec = RopeSpec(10, 50.0, type=kind, original_length=8, **more)
+    x, lengths, offsets = random_heads(), (7, 9, 12), (0, 2, 5)
+    rows = mx.array(np.concatenate([x] * 3))
+    found = np.array(Rope(spec)(rows, mx.array(offsets), lengths))
+    for row, offset, length in zip(found, offsets, lengths, strict=True):
+        assert np.allclose(row, turned(spec, x, offset, length)[0], atol=1e-6)
+    assert not np.allclose(found[0], turned(spec, x, offsets[0], max(lengths))[0], atol=1e-2)
 
 
 @pytest.mark.parametrize(
