@@ -192,6 +192,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
+            self._rows.clear()  # so that its arrays are this thread's
             while self._has_work():
                 self._turn()
         except Exception as cause:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from functools import cache as cache_calls
 from itertools import islice
 
@@ -16,6 +18,7 @@ from engine.errors import InvalidPrompt, InvalidRequest, QueueFull, ShuttingDown
 from engine.serving import prefixes, rows
 from engine.serving.requests import Done, Request
 
+from ...conftest import ROOT
 from .models import SOME, alone, held, prompts_of, read, requests_of, run, tokens, worker_of
 
 
@@ -216,6 +219,18 @@ def test_closing_at_once_cancels(worded_model, how):
     tickets = [worker.submit(Request((n,), 100_000)) for n in range(5)]
     worker.close(**how)
     assert [read(ticket)[1].reason for ticket in tickets] == ["cancelled"] * 5
+
+
+def test_a_program_that_forgets_to_close_ends():
+    """In the middle of an answer; a thread that keeps streams of its own would abort it."""
+    code = """
+from engine.model import load
+from engine.serving.worker import Request, Worker
+worker = Worker(load("golden/models/tiny-llama"))
+print(next(worker.submit(Request((5, 6, 7), 100_000, ignore_eos=True)).events()).token)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip().isdigit()
 
 
 class Broken:
