@@ -220,21 +220,20 @@ def test_pairs_turn_and_the_rest_stays(pairs, dims, magnitude):
     assert np.array_equal(turned(spec, x, 5)[..., dims:], x.astype(np.float32)[..., dims:])
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        RopeSpec(10, 50.0, type="dynamic", factor=4.0, original_length=8),
-        RopeSpec(
-            10,
-            50.0,
-            type="longrope",
-            original_length=8,
-            short_factors=(1.0,) * 5,
-            long_factors=(2.0, 3.0, 4.0, 5.0, 6.0),
-        ),
-    ],
-    ids=lambda spec: spec.type,
+BY_LENGTH = (
+    RopeSpec(10, 50.0, type="dynamic", factor=4.0, original_length=8),
+    RopeSpec(
+        10,
+        50.0,
+        type="longrope",
+        original_length=8,
+        short_factors=(1.0,) * 5,
+        long_factors=(2.0, 3.0, 4.0, 5.0, 6.0),
+    ),
 )
+
+
+@pytest.mark.parametrize("spec", BY_LENGTH, ids=lambda spec: spec.type)
 def test_the_length_of_the_whole_sequence_decides(spec):
     """Not that of what is fed: a chunk of a long prompt is turned as the prompt is."""
     x = random_heads()
@@ -244,17 +243,14 @@ def test_the_length_of_the_whole_sequence_decides(spec):
     assert not np.allclose(turned(spec, x, 0, 8), turned(spec, x, 0, 9), atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_every_row_has_the_periods_of_its_own_length(kind):
-    factors = {"short_factors": (1.0,) * 5, "long_factors": (2.0, 3.0, 4.0, 5.0, 6.0)}
-    more = factors if kind == "longrope" else {"factor": 4.0}
-    spec = RopeSpec(10, 50.0, type=kind, original_length=8, **more)
-    x, lengths, offsets = random_heads(), (7, 9, 12), (0, 2, 5)
-    rows = mx.array(np.concatenate([x] * 3))
-    found = np.array(Rope(spec)(rows, mx.array(offsets), lengths))
-    for row, offset, length in zip(found, offsets, lengths, strict=True):
-        assert np.allclose(row, turned(spec, x, offset, length)[0], atol=1e-6)
-    assert not np.allclose(found[0], turned(spec, x, offsets[0], max(lengths))[0], atol=1e-2)
+@pytest.mark.parametrize("spec", BY_LENGTH, ids=lambda spec: spec.type)
+def test_rows_of_a_batch_have_periods_of_their_own(spec):
+    x, lengths = random_heads(), (8, 9)
+    rows = mx.concatenate([mx.array(x)] * 2)
+    found = np.array(Rope(spec)(rows, mx.array([0, 3]), lengths))
+    for row, (start, length) in enumerate(zip((0, 3), lengths, strict=True)):
+        assert np.allclose(found[row], turned(spec, x, start, length)[0], atol=1e-6)
+    assert not np.allclose(found[1], turned(spec, x, 3, 8)[0], atol=1e-2)
 
 
 @pytest.mark.parametrize(
