@@ -12,10 +12,14 @@ from harness.random_models import variants
 
 from .models import CHUNK, SOME, alone, read, requests_of, run, tokens, worker_of
 
-# Every family
+# Every family, and with `-m full` every variant
 
 
-@pytest.mark.parametrize(("family", "variant"), variants())
+FIRST = dict(reversed(variants()))
+EVERY = [pytest.param(f, v, marks=() if FIRST[f] == v else pytest.mark.full) for f, v in variants()]
+
+
+@pytest.mark.parametrize(("family", "variant"), EVERY)
 def test_requests_get_what_they_get_alone(worded_model, family, variant):
     """Of any lengths, beside others, with prefixes that others left, and once more."""
     model = worded_model(family, variant)
