@@ -1,8 +1,8 @@
-"""The catalogue of faults, each planted once: found, placed, and equivalents left in peace.
+"""Faults of the catalogue, each planted once: found, placed, and equivalents left in peace.
 
-`harness faults run` does it on every model; here each fault has the first model that has a place
-for it, and one prompt of a kind has to do. Clean runs are the controls: a harness that always
-fails would fail here.
+`harness faults run` plants all of them, on every model; here a part of them have the first model
+that has a place for them, and one prompt of a kind has to do. Clean runs are the controls: a
+harness that always fails would fail here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODELS = (
     "mixtral/window",
     "olmo3/yarn",
 )
-EVERY = {"engine": 1, "mlx-lm": 6}  # all of them, and one in six: the rest is the full run's
+EVERY = {"engine": 2, "mlx-lm": 6}  # one in so many: the rest is the full run's
 
 
 @pytest.fixture(scope="module", params=EVERY)
