@@ -7,16 +7,14 @@ a model by itself.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import EngineError, InvalidConfig, UnsupportedFormat
 from .files import PICKLES, find_model, read_json
+from .whole import write_whole
 
 if TYPE_CHECKING:
     from .weights.quantised import Packing
@@ -80,7 +78,7 @@ def convert(
         target.parent.mkdir(parents=True, exist_ok=True)
         write_weights(target, tensors, config if target.suffix == ".npz" else None)
         for path, content in companions.items():
-            _write(path, content)
+            write_whole(path, content)
     except OSError as cause:
         raise EngineError(
             f"{target} cannot be written ({cause.strerror or cause}): check place and permissions"
@@ -111,14 +109,3 @@ def _companions(
 
 def _differs(path: Path, content: bytes) -> bool:
     return path.exists() and path.read_bytes() != content
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import EngineError
-from .userdata import certificate_folder, write_whole
+from .userdata import certificate_folder
+from .whole import write_whole
 
 RECORD = ".hashes"
 SETTLED = 3.0  # seconds; FAT's clock ticks every two
@@ -88,4 +89,5 @@ def _remember(new: dict[str, list]) -> None:
     record = {path: entry for path, entry in _read().items() if os.path.exists(path)}
     data = json.dumps({**record, **new}, indent=1).encode()
     with contextlib.suppress(OSError):
+        certificate_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         write_whole(certificate_folder() / RECORD, data)

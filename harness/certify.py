@@ -20,10 +20,10 @@ from engine.certificate import MIXED, SCHEMA, stored_dtype
 from engine.files import ModelFiles, find_model
 from engine.subject import Subject, Weights, subject_of, weights_of
 from engine.userdata import certificate_folder
+from engine.whole import write_whole
 
 from .environment import version
 from .errors import BadOption
-from .files import write_whole
 from .judge import compare
 from .sides import Progress
 from .types import PASS, Verdict

@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engine.whole import write_whole
+
 from .errors import BadOption
-from .files import json_with_rows, write_whole
+from .files import json_with_rows
 
 SCHEMA = "harness.limits/1"
 FALLBACK = "cpu-x86_64"  # the class whose table stands in where there is none

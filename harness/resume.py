@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from engine.whole import write_whole
+
 from . import environment
 from .comparison import Measure
 from .errors import BadOption
-from .files import write_whole
 from .memory import check_disk
 from .streaming import MODES, Course, Stream
 from .traces import Tensors, as_bytes

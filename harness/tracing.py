@@ -10,11 +10,11 @@ import numpy as np
 
 from engine.files import find_model
 from engine.generate import check_prompt
+from engine.whole import write_whole
 
 from .backends import Request, load_backend
 from .environment import device_class, version
 from .errors import BadOption
-from .files import write_whole
 from .reference import LiveReference, Oracle, with_scales
 from .sides import default_reference, load_reference
 from .traces import INPUT, MODES, PROBES, SCHEMA, TAKEN, Trace, as_bytes, described, name_of

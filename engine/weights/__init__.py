@@ -8,9 +8,6 @@ pass.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import mlx.core as mx
 
 from ..errors import CorruptWeights, UnsupportedFormat
 from ..files import ModelFiles, pickled
+from ..whole import replacing
 from . import meta, npz, safetensors
 from .arrange import arrange
 from .npz import CONFIG_KEY
@@ -84,11 +82,5 @@ def write_weights(
     path = Path(path)
     if path.suffix not in _FORMATS:
         raise UnsupportedFormat(f"{path} has suffix {path.suffix!r}: write .npz or .safetensors")
-    # In the same folder, so that the replacement is a rename; MLX insists on the suffix.
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-    try:
+    with replacing(path) as temporary:
         _FORMATS[path.suffix].write(temporary, tensors, config)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()

@@ -19,9 +19,9 @@ import numpy as np
 
 from engine.files import ModelFiles, golden_roots
 from engine.weights import read_weights
+from engine.whole import write_whole
 
 from ..errors import BadGolden, GoldenMissing
-from ..files import write_whole
 
 NAME = "MANIFEST.json"
 SCHEMA = "harness.manifest/1"

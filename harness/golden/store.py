@@ -20,11 +20,11 @@ import numpy as np
 from engine.errors import EngineError
 from engine.files import ModelFiles, find_model
 from engine.weights.plain import plain_weights
+from engine.whole import write_whole
 
 from .. import environment
 from ..backends import Request
 from ..errors import BadGolden, BadOption
-from ..files import write_whole
 from ..memory import Notice, check_disk, check_streamed, part_by_part, size_of
 from ..reference import Reference, Shapes, with_scales
 from ..sides import Progress, installed, load_reference, load_streamed_reference

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from engine.whole import write_whole
+
 from ..atlas import Atlas
 from ..atlas.rows import CANNOT_LOAD, NEW, OLD, Row
 from ..atlas.variants import VARIANTS
 from ..atlas.waivers import Waiver
 from ..errors import BadOption
-from ..files import json_with_rows, write_whole
+from ..files import json_with_rows
 from ..types import ERROR, FAIL, INCONCLUSIVE, PASS
 from .atlas_page import as_html
 from .json import finite

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.whole import write_whole
+
 from ..environment import describe
 from ..errors import BadOption
 from ..families import DTYPES, Family
-from ..files import write_whole
 
 HEAD = """# Models
 

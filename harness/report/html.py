@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_whole
+from engine.whole import write_whole
+
 from ..types import ERROR, FAIL, INCONCLUSIVE, ISOLATED, PASS, PROPAGATED, SKIP, Verdict
 from ._charts import STYLE as CHARTS
 from ._charts import errors, errors_legend, tokens, tokens_legend

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..files import write_whole
+from engine.whole import write_whole
+
 from ..types import Decision, SiteDiff, Verdict
 
 SCHEMA = "harness.verdict/1"

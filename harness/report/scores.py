@@ -7,9 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from engine.whole import write_whole
+
 from .. import environment
 from ..errors import BadOption
-from ..files import json_with_rows, write_whole
+from ..files import json_with_rows
 from ..metrics import FLOOR
 from ..scoreboard import board, by_kind
 from ..types import FAIL

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from engine.whole import write_whole
+
 from ..environment import PACKAGES, version
-from ..files import write_whole
 from ..tokenizers import Answer, Findings, State
 from ..types import ERROR, FAIL, SKIP
 from ._words import WORDS

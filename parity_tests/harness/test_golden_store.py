@@ -173,7 +173,7 @@ def test_an_interrupted_recording_leaves_the_old_one(golden, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.files.os.replace", full)
+    monkeypatch.setattr("engine.whole.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         record(str(golden / "models" / "tiny-llama"), "torch", "float32", golden)
     assert {p: p.read_bytes() for p in golden.rglob("*") if p.is_file()} == before

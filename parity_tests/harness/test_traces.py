@@ -378,7 +378,7 @@ def test_an_interrupted_trace_leaves_the_old_one(folder, monkeypatch, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.files.os.replace", full)
+    monkeypatch.setattr("engine.whole.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         write_trace(str(MODEL), "engine", path)
     assert path.read_bytes() == b"the old one" and len(list(tmp_path.iterdir())) == 1
