@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -130,6 +130,17 @@ def service(tokenizer):
         return Service("tiny", worker, tokenizer, 512, Settings(**settings))
 
     return make
+
+
+@pytest.fixture
+def connected(service):
+    """`connected(worker, connect)` -> `connect(url)` of the application over a scripted worker."""
+    with ExitStack() as stack:
+
+        def make(worker, connect):
+            return stack.enter_context(connect(stack.enter_context(running(service(worker)))))
+
+        yield make
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import anthropic
 import pytest
 
-from parity_tests.engine.serving.conftest import running
 from parity_tests.engine.serving.standin import Worker, said
 
 MESSAGES = [{"role": "user", "content": "a function"}]
@@ -18,27 +17,20 @@ RAW = {"model": "", "messages": MESSAGES, "max_tokens": 4}
 TOOLS = [{"name": "look", "input_schema": {"type": "object"}}]
 
 
+def connect(url: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+
+
 @pytest.fixture(scope="module")
 def client(server):
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+    with connect(server.url) as client:
         yield client
 
 
 @pytest.fixture
-def scripted(service):
+def scripted(connected):
     """`scripted(worker)` -> Anthropic's client of the application over a scripted worker."""
-    open_now = []
-
-    def make(worker):
-        context = running(service(worker))
-        client = anthropic.Anthropic(base_url=context.__enter__(), api_key="x", max_retries=0)
-        open_now.append((context, client))
-        return client
-
-    yield make
-    for context, client in open_now:
-        client.close()
-        context.__exit__(None, None, None)
+    return lambda worker: connected(worker, connect)
 
 
 def test_message_is_what_generate_gives_on_the_template(client, alone, tokenizer):

@@ -8,34 +8,26 @@ import openai
 import pytest
 
 from engine.serving.app import application
-from parity_tests.engine.serving.conftest import running
 from parity_tests.engine.serving.standin import Worker, said
 
 PROMPTS = ("def main(", "import os\n", "class Node:\n    def ")
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a function"}]
 
 
+def connect(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+
+
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+    with connect(server.url) as client:
         yield client
 
 
 @pytest.fixture
-def scripted(service):
+def scripted(connected):
     """`scripted(worker)` -> OpenAI's client of the application over a scripted worker."""
-    open_now = []
-
-    def make(worker):
-        context = running(service(worker))
-        client = openai.OpenAI(base_url=context.__enter__() + "/v1", api_key="x", max_retries=0)
-        open_now.append((context, client))
-        return client
-
-    yield make
-    for context, client in open_now:
-        client.close()
-        context.__exit__(None, None, None)
+    return lambda worker: connected(worker, connect)
 
 
 def test_models_lists_the_one(client):
