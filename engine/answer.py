@@ -5,7 +5,7 @@ Nothing here knows how tokens are made, or where the text goes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from .tokenizer import StopStrings, Tokenizer
 
@@ -17,17 +17,23 @@ class Answer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Iterable[str] = (), *, skip_special: bool = False
+        self,
+        tokenizer: Tokenizer,
+        stop: Iterable[str] = (),
+        *,
+        ends: Collection[int] | None = None,
+        skip_special: bool = False,
     ) -> None:
-        """`skip_special` leaves special tokens out of the text."""
-        self._ends = tokenizer.eos_ids
+        """`ends` are the end tokens where they are not the tokenizer's own; `skip_special` leaves
+        special tokens out of the text."""
+        self.ends = tokenizer.eos_ids if ends is None else ends
         self._text = tokenizer.stream(skip_special=skip_special)
         self._stop = StopStrings(stop)
         self.stopped_by: str | int | None = None
 
     def push(self, token: int) -> str:
         """The text that is certain with this token."""
-        if token in self._ends:
+        if token in self.ends:
             self.stopped_by = token
             return ""
         return self._before_stop(self._text.push(token))

@@ -12,7 +12,6 @@ import mlx.core as mx
 
 from ..cache import Cache
 from ..sampling import Sampler, best, logprobs
-from ..tokenizer.stream import StopStrings
 from .requests import Done, Piece, Request
 from .ticket import Ticket
 
@@ -48,10 +47,7 @@ class Job:
     def begin(self, tokenizer: Tokenizer, vocab: int) -> None:
         """Make what belongs to the thread that computes. Raises InvalidRequest."""
         request = self.request
-        eos = frozenset() if request.ignore_eos else tokenizer.eos_ids
-        self._ends = request.stop_tokens | eos
-        self._stream = tokenizer.stream(skip_special=request.skip_special)
-        self._stops = StopStrings(request.stop)
+        self._answer = request.answer(tokenizer)
         self._greedy = request.sampling.plain_greedy and request.constraint is None
         self._sampler = None if self._greedy else Sampler(request.sampling, request.prompt, vocab)
 
@@ -100,13 +96,9 @@ class Job:
             self.fail(cause)
 
     def _take(self, token: int, told: Told | None) -> None:
-        stopped = token in self._ends
-        text = "" if stopped else self._stops.push(self._stream.push(token))
-        self.ticket.put(Piece(text, token, *_read(told)))
-        if stopped:
-            return self.end("stop", token)
-        if self._stops.stopped is not None:
-            return self.end("stop", self._stops.stopped)
+        self.ticket.put(Piece(self._answer.push(token), token, *_read(told)))
+        if self._answer.stopped_by is not None:
+            return self.end("stop")
         if self._sampler is not None:
             self._sampler.took(token)
         if (constraint := self.request.constraint) is not None:
@@ -116,14 +108,10 @@ class Job:
         if self.made >= self.max_tokens:
             self.end("length")
 
-    def end(self, reason: str, stopped_by: str | int | None = None) -> None:
-        """Be done, with all text that was held back."""
-        text = ""
-        if self._stops.stopped is None:
-            text = self._stops.push(self._stream.finish()) + self._stops.finish()
-            if self._stops.stopped is not None:  # it was complete with what was held back
-                reason, stopped_by = "stop", self._stops.stopped
-        self._finish(reason, text, stopped_by)
+    def end(self, reason: str) -> None:
+        """Be done, with all text that was held back; a stop string may be complete with it."""
+        text, stopped_by = self._answer.finish(), self._answer.stopped_by
+        self._finish(reason if stopped_by is None else "stop", text, stopped_by)
 
     def cancel(self) -> None:
         """Be done for nobody."""

@@ -6,9 +6,13 @@ Nothing here knows HTTP or arrays.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..sampling.wishes import Sampling
+
+if TYPE_CHECKING:
+    from ..answer import Answer
+    from ..tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,13 @@ class Request:
     logprobs: int | None = None
     constraint: Any = None
     skip_special: bool = True
+
+    def answer(self, tokenizer: Tokenizer) -> Answer:
+        """Its text, to be told the tokens."""
+        from ..answer import Answer
+
+        ends = self.stop_tokens | (frozenset() if self.ignore_eos else tokenizer.eos_ids)
+        return Answer(tokenizer, self.stop, ends=ends, skip_special=self.skip_special)
 
 
 @dataclass(frozen=True)

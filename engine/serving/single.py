@@ -14,7 +14,6 @@ import mlx.core as mx
 
 from ..errors import QueueFull, ShuttingDown
 from ..generate import check_prompt
-from ..tokenizer import StopStrings
 from .requests import Done, Piece, Request, WorkerStatus
 from .ticket import Ticket
 
@@ -114,38 +113,26 @@ class SingleWorker:
             return Done("cancelled", "", prompt, 0, 0)
         self._counts["prompt_tokens"] += prompt
         self._counts["cache_misses"] += 1
-        ends = request.stop_tokens | (
-            frozenset() if request.ignore_eos else self._tokenizer.eos_ids
-        )
-        stream = self._tokenizer.stream(skip_special=request.skip_special)
-        stops = StopStrings(request.stop)
-        reason, by = "length", None
+        answer, reason = request.answer(self._tokenizer), "length"
         try:
             for step in self._running.steps(
                 request.prompt,
                 request.max_tokens,
-                stop=ends,
+                stop=answer.ends,
                 sampling=request.sampling,
                 constraint=request.constraint,
                 logprobs=request.logprobs,
             ):
                 made += 1
                 self._count()
-                ended = step.token in ends
-                text = "" if ended else stops.push(stream.push(step.token))
-                ticket.put(Piece(text, step.token, step.logprob, step.best))
+                ticket.put(Piece(answer.push(step.token), step.token, step.logprob, step.best))
                 if self._abandoned or ticket.cancelled:
                     return Done("cancelled", "", prompt, 0, made)
-                if ended or stops.stopped is not None:
-                    reason, by = "stop", step.token if ended else stops.stopped
+                if answer.stopped_by is not None:
                     break
-            if request.constraint is not None and request.constraint.done:
+            text, by = answer.finish(), answer.stopped_by
+            if by is not None or (request.constraint is not None and request.constraint.done):
                 reason = "stop"
-            text = ""
-            if stops.stopped is None:
-                text = stops.push(stream.finish()) + stops.finish()
-                if stops.stopped is not None:
-                    reason, by = "stop", stops.stopped
             return Done(reason, text, prompt, 0, made, by)
         except Exception as cause:
             line = " ".join(str(cause).split()) or type(cause).__name__
