@@ -190,11 +190,12 @@ class Apart:
     @property
     def positions(self) -> mx.array:
         """Where the next token of each of the `count` rows stands."""
-        return mx.array([row.offset for row in self.rows] + [0] * (self._count - len(self.rows)))
+        return mx.array(self.lengths(0))
 
     def lengths(self, count: int, whole: int | None = None) -> tuple[int, ...]:
-        """How long each sequence is with `count` more tokens; they have no end in common."""
-        return tuple(row.offset + count for row in self.rows)
+        """How long each row is with `count` more tokens; they have no end in common."""
+        blank = [0] * (self._count - len(self.rows))
+        return tuple(offset + count for offset in [*(row.offset for row in self.rows), *blank])
 
     @property
     def nbytes(self) -> int:
@@ -216,22 +217,15 @@ class Apart:
 AnyCache = Cache | Apart
 
 
-def attended(
-    attention: Callable[..., mx.array],
-    cache: AnyCache,
-    length: int | Sequence[int],
-    *arrays: mx.array,
-) -> mx.array:
-    """`attention(cache, length, *arrays)`, or one sequence after the other where they are apart.
+def attended(attention: Callable[..., mx.array], cache: AnyCache, *arrays: mx.array) -> mx.array:
+    """`attention(cache, *arrays)`, or one sequence after the other where they are apart.
 
     Blank rows come out as zeros.
     """
     if not isinstance(cache, Apart):
-        return attention(cache, length, *arrays)
-    assert not isinstance(length, int)
+        return attention(cache, *arrays)
     found = [
-        attention(row, n, *(x[i : i + 1] for x in arrays))
-        for i, (row, n) in enumerate(zip(cache.rows, length, strict=True))
+        attention(row, *(x[i : i + 1] for x in arrays)) for i, row in enumerate(cache.rows)
     ]
     blank = len(arrays[0]) - len(found)
     return mx.concatenate([*found, *[mx.zeros_like(found[0])] * blank])
