@@ -15,6 +15,11 @@ import mlx.core as mx
 from .spec import DecoderSpec
 
 STEP = 256  # tokens of room added at a time, so that decoding writes in place
+# Where a buffer has room for a multiple of 256 tokens, MLX's attention on CUDA (mlx 0.32.4, one
+# query, 16 bits, 256 keys or more) takes a slice of it for one that begins at its start, which that
+# of a window does not; and whether it does depends on what was allocated before.
+# benchmarks/decode_attention.py shows both.
+SPARE = 8
 
 
 class Cache:
@@ -66,6 +71,16 @@ class Cache:
         return end if self._pads is None else tuple(end - n for n in self._pads)
 
     @property
+    def used(self) -> bool:
+        """Whether it holds tokens."""
+        return self.offset > 0
+
+    @property
+    def arrays(self) -> tuple[mx.array, mx.array]:
+        """The buffers: evaluated, all that was fed is computed."""
+        return self._keys, self._values
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the buffers, room included."""
         return self._keys.nbytes + self._values.nbytes
@@ -115,7 +130,7 @@ class Cache:
         if self._end + T <= self._keys.shape[2]:
             return
         kept = self._end - self._start
-        room = -(-(kept + T) // STEP) * STEP
+        room = _room(kept + T)
         self._keys = self._moved(self._keys, keys, room)
         self._values = self._moved(self._values, values, room)
         self._start, self._end = 0, kept
@@ -170,11 +185,16 @@ def _roomy(parts: Sequence[mx.array], kept: int) -> mx.array:
     """A new buffer whose first `kept` tokens are those of all rows of `parts`, zeros in front."""
     _, K, _, D = parts[0].shape
     rows = sum(len(part) for part in parts)
-    buffer, row = mx.zeros((rows, K, -(-kept // STEP) * STEP, D), parts[0].dtype), 0
+    buffer, row = mx.zeros((rows, K, _room(kept), D), parts[0].dtype), 0
     for part in parts:
         buffer[row : row + len(part), :, kept - part.shape[2] : kept] = part
         row += len(part)
     return buffer
+
+
+def _room(tokens: int) -> int:
+    """How many tokens the buffer for so many has room for."""
+    return -(-tokens // STEP) * STEP + SPARE
 
 
 class Apart:
@@ -196,6 +216,11 @@ class Apart:
         """How long each row is with `count` more tokens; they have no end in common."""
         blank = [0] * (self._count - len(self.rows))
         return tuple(offset + count for offset in [*(row.offset for row in self.rows), *blank])
+
+    @property
+    def used(self) -> bool:
+        """Whether it holds sequences, which have tokens."""
+        return bool(self.rows)
 
     @property
     def nbytes(self) -> int:
@@ -224,8 +249,6 @@ def attended(attention: Callable[..., mx.array], cache: AnyCache, *arrays: mx.ar
     """
     if not isinstance(cache, Apart):
         return attention(cache, *arrays)
-    found = [
-        attention(row, *(x[i : i + 1] for x in arrays)) for i, row in enumerate(cache.rows)
-    ]
+    found = [attention(row, *(x[i : i + 1] for x in arrays)) for i, row in enumerate(cache.rows)]
     blank = len(arrays[0]) - len(found)
     return mx.concatenate([*found, *[mx.zeros_like(found[0])] * blank])

@@ -62,13 +62,18 @@ def check_prompt(prompt: Sequence[int], vocab: int, room: int | None = None) -> 
 def prefill(
     decoder: Decoder, prompt: Sequence[int], cache: list[Cache], chunk: int = PREFILL_CHUNK
 ) -> mx.array:
-    """Feed a prompt; return the logits (1, V) after its last token."""
-    logits = None
-    for start in range(0, len(prompt), chunk):
-        part = mx.array([prompt[start : start + chunk]])
-        logits = decoder(part, cache, length=len(prompt), last=True)
-        mx.eval(logits)
-    assert logits is not None
+    """Feed a prompt; return the logits (1, V) after its last token.
+
+    That one is fed alone: of the others only keys and values are needed, so that the last block
+    and the head compute nothing for them.
+    """
+    length = len(prompt)
+    for start in range(0, length - 1, chunk):
+        part = prompt[start : min(start + chunk, length - 1)]
+        decoder(mx.array([part]), cache, length=length)
+        mx.eval([layer.arrays for layer in cache])
+    logits = decoder(mx.array([prompt[-1:]]), cache, length=length)
+    mx.eval(logits)
     return logits[:, -1]
 
 
@@ -223,8 +228,7 @@ def _step(chosen: tuple[mx.array, ...]) -> Step:
 
 def edges(spec: DecoderSpec) -> set[int]:
     """The lengths that are the last of LongRoPE's short factors."""
-    ropes = [block.attention.rope for block in spec.blocks]
-    return {r.original_length or 0 for r in ropes if r is not None and r.type == "longrope"}
+    return {rope.original_length or 0 for rope in spec.stretched if rope.type == "longrope"}
 
 
 def _id(token: mx.array) -> int:

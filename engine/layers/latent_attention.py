@@ -64,8 +64,8 @@ class LatentAttention(nn.Module):
     def attend(self, heads: Sequence[mx.array], cache: AnyCache, tap: Tap) -> mx.array:
         """What the heads gather of the cache and of the new tokens: (B, T, H*value_dim)."""
 
-        def context(cache: Cache, *heads: mx.array) -> mx.array:
-            return self._context(cache, *heads, tap)
+        def context(cache: Cache, q: mx.array, latent: mx.array, turned: mx.array) -> mx.array:
+            return self._context(cache, q, latent, turned, tap)
 
         return attended(context, cache, *heads)
 
