@@ -80,8 +80,9 @@ def _report(sides: Sides, device: str, options: Any) -> None:
     for name, theirs in taken.items():
         same = sum(a == b for a, b in zip(ours[0].tokens, theirs[0].tokens, strict=True))
         print(f"  engine / {name}: ", end="")
+        pairs = list(zip(ours, theirs, strict=True))
         for phase in ("prefill", "decode"):
-            ratios = [getattr(a, phase) / getattr(b, phase) for a, b in zip(ours, theirs)]
+            ratios = [getattr(a, phase) / getattr(b, phase) for a, b in pairs]
             print(
                 f"{phase} {statistics.median(ratios):.2f} "
                 f"({min(ratios):.2f} to {max(ratios):.2f}), ",

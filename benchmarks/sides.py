@@ -19,6 +19,7 @@ from engine.decoder import Decoder
 from engine.files import find_model
 from engine.layers.packed import pack
 from engine.model import Model, load
+from engine.tokenizer import load_tokenizer
 from engine.weights.arrange import arrange
 from engine.weights.quantised import packed_places, quantisation
 
@@ -82,7 +83,9 @@ def made(shape: str, dtype: str = "bfloat16", bits: int | None = None) -> Sides:
     mx.eval(decoder.parameters())
     packed = f", {bits} bits" if bits else ""
     files = find_model("golden/models/tiny-llama")  # for a tokenizer, where one is asked for
-    return Sides(f"llama {shape} {dtype}{packed}", Model(files, spec, decoder), theirs)
+    model = Model(files, spec, decoder)
+    vars(model)["tokenizer"] = load_tokenizer(files)  # as it is: it has fewer ids than there are
+    return Sides(f"llama {shape} {dtype}{packed}", model, theirs)
 
 
 def _config(shape: str) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def _roomy(parts: Sequence[mx.array], kept: int) -> mx.array:
 
 def _room(tokens: int) -> int:
     """How many tokens the buffer for so many has room for."""
-    return -(-tokens // STEP) * STEP + SPARE
+    return max(-(-(tokens - SPARE) // STEP), 1) * STEP + SPARE
 
 
 class Apart:

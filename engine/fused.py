@@ -1,8 +1,9 @@
-"""Blocks whose products of one input are one product: q, k and v, and gate and up.
+"""Blocks for decoding: products of one input are one product, and matrices lie as they are used.
 
-A fused block is another view of the same weights. Its matrices are the parts' rows one after the
-other, and the parts' own become slices of them, so that no weight is in memory twice. Only what is
-alike can be fused: plain layers, or layers packed in the same way.
+q, k and v become one product, gate and up another. A fused block is another view of the same
+weights: its matrices are the parts' rows one after the other, and the parts' own become slices of
+them, so that no weight is in memory twice. Only what is alike can be fused: plain layers, or layers
+packed in the same way.
 """
 
 from __future__ import annotations
@@ -24,9 +25,33 @@ from .layers.packed import PackedLinear
 def fused(block: Any) -> Any:
     """A block that computes the same from the same modules, those that could be fused apart."""
     made = copy.copy(block)
-    made.attn = _attention(block.attn)
-    made.mlp = _mlp(block.mlp)
+    made.attn = turned(_attention(block.attn))
+    made.mlp = turned(_mlp(block.mlp))
     return made
+
+
+def turned(module: Any) -> Any:
+    """A copy of a module whose plain linear layers hold their matrices transposed."""
+    made = copy.copy(module)
+    for name, part in module.items():
+        if type(part) is nn.Linear:
+            made[name] = Turned(part)
+    return made
+
+
+class Turned(nn.Module):
+    """A linear layer's own matrix as (in, out): one operation less in every product."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.matrix = linear.weight.T
+        mx.eval(self.matrix)  # a view
+        if "bias" in linear:
+            self.bias = linear.bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., in) -> (..., out)"""
+        return mx.addmm(self.bias, x, self.matrix) if "bias" in self else x @ self.matrix
 
 
 class FusedAttention(Attention):

@@ -22,7 +22,7 @@ from .spec import DecoderSpec
 if TYPE_CHECKING:
     from .constraint import Constraint
 
-PREFILL_CHUNK = 512  # tokens fed at a time, so that memory does not grow with the prompt squared
+PREFILL_CHUNK = 2048  # tokens fed at a time, so that memory does not grow with the prompt squared
 
 
 @dataclass
@@ -62,19 +62,18 @@ def check_prompt(prompt: Sequence[int], vocab: int, room: int | None = None) -> 
 def prefill(
     decoder: Decoder, prompt: Sequence[int], cache: list[Cache], chunk: int = PREFILL_CHUNK
 ) -> mx.array:
-    """Feed a prompt; return the logits (1, V) after its last token.
+    """Feed a prompt; return the logits (1, V) after its last token, being computed.
 
     That one is fed alone: of the others only keys and values are needed, so that the last block
     and the head compute nothing for them.
     """
     length = len(prompt)
     for start in range(0, length - 1, chunk):
+        mx.eval([layer.arrays for layer in cache])  # one chunk at a time is in memory
         part = prompt[start : min(start + chunk, length - 1)]
         decoder(mx.array([part]), cache, length=length)
-        mx.eval([layer.arrays for layer in cache])
-    logits = decoder(mx.array([prompt[-1:]]), cache, length=length)
-    mx.eval(logits)
-    return logits[:, -1]
+        mx.async_eval([layer.arrays for layer in cache])
+    return decoder(mx.array([prompt[-1:]]), cache, length=length)[:, -1]
 
 
 @dataclass(frozen=True)
@@ -193,6 +192,7 @@ def steps(
 
     begin = time.perf_counter()
     chosen = choose(feed.begin(prompt))
+    mx.async_eval(*chosen)
     for n in range(max_tokens):
         more = n + 1 < max_tokens
         # The next step is queued before this token is read back.

@@ -8,7 +8,6 @@ second decoder; sites are outputs of the compiled functions where a tap wants th
 
 from __future__ import annotations
 
-import copy
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from .cache import AnyCache
-from .fused import fused
+from .fused import fused, turned
 from .layers import Tap, no_tap, under
 from .layers.rope import Rope, era
 
@@ -99,7 +98,7 @@ class Steps:
 
 def _shell(decoder: Decoder) -> Any:
     """The same decoder with fused blocks, which does not hold it."""
-    made = copy.copy(decoder)
+    made = turned(decoder)
     del made._steps
     made.blocks = [fused(block) for block in decoder.blocks]
     return made
