@@ -26,14 +26,14 @@ class Cache:
     """Keys and values (B, K, S, D) of one block.
 
     `offset` counts every token ever seen. With a `window` W only the last W-1 are kept between
-    calls: the next token sees itself and them. `padding` (B,) says how many tokens in front of
-    each row are none of it; None where no row has any.
+    calls: the next token sees itself and them. `pads`, as an array `padding` (B,), says how many
+    tokens in front of each row are none of it; None where no row has any.
     """
 
     def __init__(self, window: int | None = None, padding: Sequence[int] | None = None) -> None:
         self.window = window
-        self._pads = tuple(padding) if padding is not None and any(padding) else None
-        self.padding = None if self._pads is None else mx.array(self._pads)
+        self.pads = tuple(padding) if padding is not None and any(padding) else None
+        self.padding = None if self.pads is None else mx.array(self.pads)
         self.offset = 0
         self._keys = self._values = mx.zeros((1, 1, 0, 1))  # (B, K, room, D) once used
         self._start = 0  # of the kept tokens in the buffers
@@ -68,7 +68,7 @@ class Cache:
         `whole` is the length, padding included, that it will have once a prompt is fed to its end.
         """
         end = max(whole or 0, self.offset + count)
-        return end if self._pads is None else tuple(end - n for n in self._pads)
+        return end if self.pads is None else tuple(end - n for n in self.pads)
 
     @property
     def used(self) -> bool:
@@ -91,7 +91,7 @@ class Cache:
 
     def take(self, rows: Sequence[int]) -> Cache:
         """A cache of some of the rows, in this order; padding that all of them have is gone."""
-        pads = [self._pads[row] if self._pads else 0 for row in rows]
+        pads = [self.pads[row] if self.pads else 0 for row in rows]
         taken = Cache(self.window, [n - min(pads) for n in pads])
         taken.offset = self.offset - min(pads)
         kept = slice(max(self._start, self._end - taken.offset), self._end)
@@ -159,7 +159,7 @@ def stacked(caches: Sequence[Cache]) -> Cache:
     pads = [
         n + offset - cache.offset
         for cache in caches
-        for n in cache._pads or [0] * cache._keys.shape[0]
+        for n in cache.pads or [0] * cache._keys.shape[0]
     ]
     whole = Cache(caches[0].window, pads)
     whole.offset = offset
