@@ -13,6 +13,7 @@ import mlx.core as mx
 
 WARPS = 8  # of a block, 32 lanes each
 WIDE = 20_000  # outputs from which four rows a warp are faster than two
+LARGE = 20_000_000  # numbers in a matrix from which it is faster than MLX's
 
 # One warp makes R outputs. A lane takes 32 inputs at a time, whose weights are 16 bytes of a row.
 # Two of the numbers n between 0 and 15 become bfloat16s 128 + n by one mask, which is exact, and
@@ -82,6 +83,7 @@ def takes(
         and group % 32 == 0
         and width % group == 0
         and len(weight) % 4 == 0
+        and len(weight) * width >= LARGE
         and mx.default_device().type == mx.gpu
         and mx.cuda.is_available()
     )
