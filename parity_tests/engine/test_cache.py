@@ -75,8 +75,8 @@ def test_a_cache_without_the_offset_would_be_seen():
     assert (mx.abs(wrong - right).max() / mx.abs(right).max()).item() > 1e-3
 
 
-def random_decoder(family: str, variant: str) -> Decoder:
-    mx.random.seed(1)
+def random_decoder(family: str, variant: str, seed: int = 1) -> Decoder:
+    mx.random.seed(seed)
     return Decoder(decoder_spec(Config(config_of(family, variant))))
 
 
