@@ -85,9 +85,7 @@ def calibrate(
             for model, count in more.items()
             for i in range(count)
         ]
-        found = sweep(
-            scored, tasks, jobs=jobs, executor=executor, resume=resume, progress=progress
-        )
+        found = sweep(scored, tasks, jobs=jobs, executor=executor, resume=resume, progress=progress)
         runs += [run for _, results in found for run in results]
         for model, count in more.items():
             done[model] += count

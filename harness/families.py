@@ -61,9 +61,7 @@ def judge_families(
         if names is None or family in names
     ]
     found: dict[str, dict[str, Any]] = {}
-    results = sweep(
-        judged, tasks, jobs=jobs, executor=executor, resume=resume, progress=progress
-    )
+    results = sweep(judged, tasks, jobs=jobs, executor=executor, resume=resume, progress=progress)
     for task, result in results:
         family, variant = task["model"].split("/")
         found.setdefault(family, {})[variant] = result

@@ -50,7 +50,7 @@ def make(
     candidate: str,
     names: list[str] | None = None,
     *,
-    jobs: int,
+    jobs: int = 1,
     memory: float,
     seconds: float,
     executor: Executor | None = None,

@@ -65,9 +65,7 @@ def available() -> list[str]:
     return sorted(name.replace("_", "-") for name in names if not name.startswith("_"))
 
 
-def load_executor(
-    name: str = "local", *, jobs: int = 1, notice: Notice | None = None
-) -> Executor:
+def load_executor(name: str = "local", *, jobs: int = 1, notice: Notice | None = None) -> Executor:
     """The executor of a name, `NAME` or `NAME:ARGUMENT`; BadOption lists the names there are."""
     head, _, argument = name.partition(":")
     if head not in available():
