@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -129,6 +130,9 @@ def _answer(function: Function, task: Task, answers: Connection) -> None:
         answers.send((True, function(task)))
     except Exception as error:
         answers.send((False, error))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads of MLX can abort an orderly exit
 
 
 def _look_at(one: Running, limits: Limits) -> Outcome | None:

@@ -86,6 +86,7 @@ class OnRay:
     address: str
     notice: Notice | None = None
     refused: dict[str, str] = field(default_factory=dict)  # id of a node -> why
+    waiting: bool = False
 
     def run(
         self, function: Function, tasks: Sequence[Task], bounds: Bounds | None = None
@@ -104,9 +105,11 @@ class OnRay:
                 "folder": os.getcwd(),
             }
             variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-            gpus = 1 if machine["the device class"].startswith("cuda") else 0
+            needed = {"CPU": 1, "GPU": int(machine["the device class"].startswith("cuda"))}
             # Tries are counted here, where every kind of death counts.
-            remote = ray.remote(max_retries=0, num_cpus=1, num_gpus=gpus)(_shippable())
+            remote = ray.remote(max_retries=0, num_cpus=needed["CPU"], num_gpus=needed["GPU"])(
+                _shippable()
+            )
             pending: dict[Any, tuple[Task, int]] = {}
 
             def submit(task: Task, tries: int) -> None:
@@ -121,12 +124,13 @@ class OnRay:
                 while pending:
                     done, _ = ray.wait(list(pending), timeout=LOOK)
                     if not done:
-                        self._check_nodes(ray)
+                        self._check_nodes(ray, needed)
                     for ref in done:
                         task, tries = pending.pop(ref)
                         node, outcome = _answer(ray, ref)
                         if isinstance(outcome.result, Refused):
                             self._refuse(ray, node, outcome.result)
+                            self._check_nodes(ray, needed)
                             submit(task, tries)
                         elif outcome.died and tries < TRIES:
                             submit(task, tries + 1)
@@ -145,16 +149,26 @@ class OnRay:
         self.refused[node] = f"node {where} ({node[:8]}): {shown}{more}"
         if self.notice:
             self.notice(f"refused, and left out: {self.refused[node]}")
-        self._check_nodes(ray)
 
-    def _check_nodes(self, ray: Any) -> None:
-        """Raise BadOption where every node that could run a task is refused."""
-        able = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
-        if self.refused and not set(able) - set(self.refused):
+    def _check_nodes(self, ray: Any, needed: Mapping[str, int]) -> None:
+        """Raise BadOption where every node that could run a task is refused; say it once where
+        there is no such node yet, which Ray does not."""
+        able = [
+            node["NodeID"]
+            for node in ray.nodes()
+            if node["Alive"] and all(node["Resources"].get(k, 0) >= n for k, n in needed.items())
+        ]
+        if set(able) - set(self.refused):
+            return
+        if able:
             raise BadOption(
                 f"--ray {self.address}: no node computes what this machine does: "
-                f"{next(reversed(self.refused.values()))}; see docs/CLUSTER.md"
+                f"{self.refused[able[-1]]}; see docs/CLUSTER.md"
             )
+        if not self.waiting and self.notice:
+            wanted = ", ".join(f"{n} {name}" for name, n in needed.items() if n)
+            self.notice(f"no node of the cluster has {wanted}: waiting for one")
+        self.waiting = True
 
 
 def _shippable() -> Any:
