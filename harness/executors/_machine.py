@@ -27,7 +27,10 @@ def default_kind() -> str:
 
 
 def describe(kind: str) -> dict[str, str]:
-    """This machine, computing on "cpu" or "gpu". Raises MetalNotAvailable where there is none."""
+    """This machine; makes `kind`, "cpu" or "gpu", where MLX computes from here on.
+
+    Raises MetalNotAvailable where there is no GPU.
+    """
     from engine.runtime import device_class, use_device
 
     from ..limits import find_limits
