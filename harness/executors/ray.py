@@ -31,9 +31,12 @@ LOOK = 5.0  # seconds without a result, after which the nodes are looked at
 GRACE = 5.0  # seconds that tasks have to end when they are cancelled
 CONNECT = 5.0  # seconds
 SHOWN = 3  # differences of a refused node
+LINE = 300  # characters of a notice
 
 
 def load(request: Request) -> OnRay:
+    # Read when ray is imported; without it Ray tells stdout of the death of a node, at length.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
     return OnRay(request.argument or "auto", request.notice)
 
 
@@ -133,6 +136,7 @@ class OnRay:
                             self._check_nodes(ray, needed)
                             submit(task, tries)
                         elif outcome.died and tries < TRIES:
+                            self._tell(f"try {tries + 1} of {TRIES}, {outcome.stopped}: {task}")
                             submit(task, tries + 1)
                         else:
                             yield task, result_of(task, outcome, bounds)
@@ -147,8 +151,7 @@ class OnRay:
         more = f"; and {len(refused.why) - SHOWN} more" if len(refused.why) > SHOWN else ""
         where = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes()}.get(node, "?")
         self.refused[node] = f"node {where} ({node[:8]}): {shown}{more}"
-        if self.notice:
-            self.notice(f"refused, and left out: {self.refused[node]}")
+        self._tell(f"refused, and left out: {self.refused[node]}")
 
     def _check_nodes(self, ray: Any, needed: Mapping[str, int]) -> None:
         """Raise BadOption where every node that could run a task is refused; say it once where
@@ -165,10 +168,14 @@ class OnRay:
                 f"--ray {self.address}: no node computes what this machine does: "
                 f"{self.refused[able[-1]]}; see docs/CLUSTER.md"
             )
-        if not self.waiting and self.notice:
+        if not self.waiting:
             wanted = ", ".join(f"{n} {name}" for name, n in needed.items() if n)
-            self.notice(f"no node of the cluster has {wanted}: waiting for one")
+            self._tell(f"no node of the cluster has {wanted}: waiting for one")
         self.waiting = True
+
+    def _tell(self, text: str) -> None:
+        if self.notice:
+            self.notice(text if len(text) <= LINE else f"{text[: LINE - 3]}...")
 
 
 def _shippable() -> Any:
@@ -196,7 +203,7 @@ def _answer(ray: Any, ref: Any) -> tuple[str, Outcome]:
     except ray.exceptions.RayTaskError:
         raise  # of this module
     except ray.exceptions.RayError as error:
-        why = str(error).strip().split("\n")[0]
+        why = str(error).strip().split("\n")[0].split(". ")[0]
         return "", Outcome(stopped=f"its worker was lost: {why}", died=True)
     if isinstance(outcome, str):
         return node, Outcome(Refused((outcome,)))

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -194,22 +193,29 @@ def test_bounds_hold_on_nodes(cluster):
 # What dies
 
 
-def test_a_node_that_dies_loses_no_result(cluster, more, tmp_path):
+def test_a_node_that_dies_loses_no_result_and_one_line_tells_of_it(cluster, more, tmp_path):
     third = more("third")
     log, file = tmp_path / "log", tmp_path / "done"
-
-    def kill_when_busy():
-        while count(log, "third") < 2:
+    code = f"""
+import sys
+from harness.executors import load_executor
+executor = load_executor("ray:{cluster.address}", notice=lambda text: print(text, file=sys.stderr))
+from parity_tests.harness.test_ray import *
+tasks, file = numbered(9, log={str(log)!r}), Path({str(file)!r})
+print(json.dumps(pairs(sweep(hangs_on_third, tasks, executor=executor, resume=file))))
+"""
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    running = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with running:
+        while count(log, "third") < 2 and running.poll() is None:
             time.sleep(0.1)
         cluster.remove_node(third, allow_graceful=False)
-
-    killer = threading.Thread(target=kill_when_busy, daemon=True)
-    killer.start()
-    tasks = numbered(9, log=str(log))
-    found = list(sweep(hangs_on_third, tasks, executor=on(cluster), resume=file))
-    killer.join(60)
-    assert not killer.is_alive()
-    assert pairs(found) == [(n, n * n) for n in range(9)]
+        out, err = running.communicate(timeout=200)
+    assert json.loads(out) == [[n, n * n] for n in range(9)]
+    assert err.count("\n") == 1 and err.startswith("try 2 of 3, its worker was lost: ")
     kept = [json.loads(line)["task"]["n"] for line in file.read_text().splitlines()]
     assert sorted(kept) == list(range(9))
     numbers = [n for n, *_ in begun(log)]
