@@ -10,6 +10,7 @@ shipped but the name of a function and its task: code and models lie on the node
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -183,9 +184,9 @@ def _shippable() -> Any:
     where there is no harness, or another one."""
 
     def attempt_here(*arguments: Any) -> tuple[str, Any]:
-        import ray
+        import importlib
 
-        node = ray.get_runtime_context().get_node_id()
+        node = importlib.import_module("ray").get_runtime_context().get_node_id()
         try:
             from harness.executors.ray import attempt
 
@@ -214,7 +215,7 @@ def _answer(ray: Any, ref: Any) -> tuple[str, Outcome]:
 def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster; one that was connected before stays so."""
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError:
         raise BadOption(
             f"--ray {address}: ray is not installed: pip install 'mlx-parity[ray]'"
