@@ -31,3 +31,7 @@ class ServerStopped(BadCandidate):
 
 class BadOption(EngineError):
     """An option names something that does not exist."""
+
+
+class WorkerDied(EngineError):
+    """A process that ran a task of a sweep ended by itself, every time it was tried."""

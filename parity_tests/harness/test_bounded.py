@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness.bounded import Bounds
+from harness.executors import Bounds
 from harness.sweep import sweep
 
 BOUNDS = Bounds(seconds=60, memory=2_000_000_000, stopped=lambda task, why: f"stopped: {why}")

@@ -9,27 +9,52 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
 
-Task = dict[str, Any]
+from ..errors import BadOption, WorkerDied
+from . import Bounds, Function, Request, Task
+
 LOOK = 0.2  # seconds between two looks at what runs
+Limits = tuple[float, int]  # seconds, bytes
+UNLIMITED: Limits = (float("inf"), 2**63)
+
+
+def load(request: Request) -> Bounded:
+    if request.argument:
+        raise BadOption(
+            f"executor bounded:{request.argument}: bounded takes nothing after the colon"
+        )
+    return Bounded(request.jobs)
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """`seconds` and `memory` (bytes, of a task's process and its children) a task may take;
-    `stopped(task, why)` is the result of one that took more, or whose process died."""
+class Bounded:
+    jobs: int = 1
 
-    seconds: float
-    memory: int
-    stopped: Callable[[Task, str], Any]
+    def run(
+        self, function: Function, tasks: Sequence[Task], bounds: Bounds | None = None
+    ) -> Iterator[tuple[Task, Any]]:
+        for task, outcome in outcomes(function, tasks, self.jobs, limits_of(bounds)):
+            yield task, result_of(task, outcome, bounds)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: with a `result`, with what it raised, or because it was `stopped` for a
+    reason; `died` says that nobody stopped it."""
+
+    result: Any = None
+    error: Exception | None = None
+    stopped: str | None = None
+    died: bool = False
 
 
 @dataclass
@@ -40,10 +65,25 @@ class Running:
     begun: float
 
 
-def run_bounded(
-    function: Callable[[Task], Any], tasks: Sequence[Task], jobs: int, bounds: Bounds
-) -> Iterator[tuple[Task, Any]]:
-    """Yield every task with its result, as they come. Raises what a task raised."""
+def limits_of(bounds: Bounds | None) -> Limits:
+    return UNLIMITED if bounds is None else (bounds.seconds, bounds.memory)
+
+
+def result_of(task: Task, outcome: Outcome, bounds: Bounds | None) -> Any:
+    """What the sweep is told. Raises what the task raised, and WorkerDied without bounds."""
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.stopped is None:
+        return outcome.result
+    if bounds is None:
+        raise WorkerDied(f"task {task}: {outcome.stopped}")
+    return bounds.stopped(task, outcome.stopped)
+
+
+def outcomes(
+    function: Function, tasks: Sequence[Task], jobs: int, limits: Limits
+) -> Iterator[tuple[Task, Outcome]]:
+    """Yield how every task ended, as they end."""
     left = list(reversed(tasks))
     running: list[Running] = []
     try:
@@ -52,10 +92,10 @@ def run_bounded(
                 running.append(_start(function, left.pop()))
             time.sleep(LOOK)
             for one in list(running):
-                over, result = _look_at(one, bounds)
-                if over:
+                outcome = _look_at(one, limits)
+                if outcome is not None:
                     running.remove(one)
-                    yield one.task, result
+                    yield one.task, outcome
     finally:
         for one in running:
             _kill(one.process)
@@ -73,7 +113,7 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _start(function: Callable[[Task], Any], task: Task) -> Running:
+def _start(function: Function, task: Task) -> Running:
     # A fresh interpreter: MLX and torch do not survive a fork.
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
@@ -83,17 +123,20 @@ def _start(function: Callable[[Task], Any], task: Task) -> Running:
     return Running(task, process, mine, time.monotonic())
 
 
-def _answer(function: Callable[[Task], Any], task: Task, answers: Connection) -> None:
+def _answer(function: Function, task: Task, answers: Connection) -> None:
     """What the process of a task does."""
     end_with_parent()
     try:
         answers.send((True, function(task)))
     except Exception as error:
         answers.send((False, error))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads of MLX can abort an orderly exit
 
 
-def _look_at(one: Running, bounds: Bounds) -> tuple[bool, Any]:
-    """Whether a task is over, with its result."""
+def _look_at(one: Running, limits: Limits) -> Outcome | None:
+    """How a task ended; None where it goes on."""
     alive = one.process.is_alive()  # asked first: what it sent before it ended is there after that
     if one.answers.poll():
         try:
@@ -103,20 +146,18 @@ def _look_at(one: Running, bounds: Bounds) -> tuple[bool, Any]:
             one.process.join()
         else:
             one.process.join()
-            if not good:
-                raise result
-            return True, result
+            return Outcome(result) if good else Outcome(error=result)
     if not alive:
-        return True, bounds.stopped(one.task, f"its process ended with {one.process.exitcode}")
-    why = None
-    if time.monotonic() - one.begun > bounds.seconds:
-        why = f"it took more than {bounds.seconds:g} s"
-    elif (size := _memory(one.process.pid)) > bounds.memory:
-        why = f"it took {size / 1e9:.1f} GB of memory, {bounds.memory / 1e9:g} GB are allowed"
-    if why is None:
-        return False, None
+        return Outcome(stopped=f"its process ended with {one.process.exitcode}", died=True)
+    seconds, memory = limits
+    if time.monotonic() - one.begun > seconds:
+        why = f"it took more than {seconds:g} s"
+    elif (size := _memory(one.process.pid)) > memory:
+        why = f"it took {size / 1e9:.1f} GB of memory, {memory / 1e9:g} GB are allowed"
+    else:
+        return None
     _kill(one.process)
-    return True, bounds.stopped(one.task, why)
+    return Outcome(stopped=why)
 
 
 def _family(pid: int) -> list[psutil.Process]:
