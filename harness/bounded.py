@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +62,25 @@ def run_bounded(
             _kill(one.process)
 
 
+def wait_bounded(process: subprocess.Popen, seconds: float, memory: int) -> str | None:
+    """Wait for any program; why it was stopped, None where it came to its end by itself.
+
+    It does not outlive an exception here.
+    """
+    begun = time.monotonic()
+    try:
+        while process.poll() is None:
+            if why := _excess(process.pid, begun, seconds, memory):
+                return why
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK)
+        return None
+    finally:
+        if process.returncode is None:
+            _kill_family(process.pid)
+            process.wait()
+
+
 def end_with_parent() -> None:
     """Have this process end when the one that started it is killed, and cannot tell it."""
     parent = multiprocessing.parent_process()
@@ -108,15 +128,20 @@ def _look_at(one: Running, bounds: Bounds) -> tuple[bool, Any]:
             return True, result
     if not alive:
         return True, bounds.stopped(one.task, f"its process ended with {one.process.exitcode}")
-    why = None
-    if time.monotonic() - one.begun > bounds.seconds:
-        why = f"it took more than {bounds.seconds:g} s"
-    elif (size := _memory(one.process.pid)) > bounds.memory:
-        why = f"it took {size / 1e9:.1f} GB of memory, {bounds.memory / 1e9:g} GB are allowed"
+    why = _excess(one.process.pid, one.begun, bounds.seconds, bounds.memory)
     if why is None:
         return False, None
     _kill(one.process)
     return True, bounds.stopped(one.task, why)
+
+
+def _excess(pid: int, begun: float, seconds: float, memory: int) -> str | None:
+    """What a process has taken more of than it may."""
+    if time.monotonic() - begun > seconds:
+        return f"it took more than {seconds:g} s"
+    if (size := _memory(pid)) > memory:
+        return f"it took {size / 1e9:.1f} GB of memory, {memory / 1e9:g} GB are allowed"
+    return None
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -136,7 +161,11 @@ def _memory(pid: int) -> int:
 
 
 def _kill(process: Any) -> None:
-    for one in _family(process.pid):
+    _kill_family(process.pid)
+    process.join()
+
+
+def _kill_family(pid: int) -> None:
+    for one in _family(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-    process.join()

@@ -31,3 +31,7 @@ class ServerStopped(BadCandidate):
 
 class BadOption(EngineError):
     """An option names something that does not exist."""
+
+
+class IndexUnavailable(EngineError):
+    """A package index cannot be read, or has no release of a package."""

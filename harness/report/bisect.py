@@ -1,0 +1,276 @@
+"""What a bisection found, in a terminal and as JSON, schema `harness.bisect/1`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from engine.console import printable
+from engine.whole import write_whole
+
+from ..bisect.findings import BETTER, BOTH_OFF, MOVED, SAME, WORSE, Findings, Step, Tried
+from ..bisect.moves import Move
+from ..types import ERROR, INCONCLUSIVE
+from ._words import limits_of, name_of, number
+from .json import finite
+
+SCHEMA = "harness.bisect/1"
+COLOURS = {SAME: "green", MOVED: "bold red", INCONCLUSIVE: "yellow", ERROR: "bold red"}
+SHOWN = 8  # releases that were not tried
+
+
+def show(found: Findings, console: Console) -> None:
+    """Print every release that was run, and the one that moved the numbers."""
+    console.print(_head(found), soft_wrap=False)
+    console.print()
+    console.print(_releases(found))
+    for line in _left_out(found):
+        console.print(Text(line, "dim"))
+    console.print()
+    console.print(_end(found))
+
+
+def write(found: Findings, path: Path) -> None:
+    """Write the document whole or not at all. Raises OSError."""
+    text = json.dumps(document(found), indent=1, allow_nan=False) + "\n"
+    write_whole(path, text.encode())
+
+
+def document(found: Findings) -> dict[str, Any]:
+    """The JSON-able document; keys may be added to it, never change meaning."""
+    return finite(
+        {
+            "schema": SCHEMA,
+            "verdict": found.verdict,
+            "package": found.package,
+            "model": found.model,
+            "candidate": found.candidate,
+            "reference": found.reference,
+            "dtype": found.dtype,
+            "device": found.device,
+            "bits": found.bits,
+            "old": found.old,
+            "new": found.new,
+            "swapped": found.swapped,
+            "releases": [_tried(tried) for tried in found.tried],
+            "skipped": found.skipped,
+            "steps": [_step(step) for step in found.steps],
+            "further": found.further,
+            "unsteady": found.unsteady,
+            "error": found.error,
+            "calibration": found.calibration,
+            "environment": found.environment,
+            "environments": {
+                "folder": found.folder, "bytes": found.size, "made": found.made,
+            },
+            "seconds": found.seconds,
+        }
+    )  # fmt: skip
+
+
+def _tried(tried: Tried) -> dict[str, Any]:
+    return {
+        "release": tried.release,
+        "answer": tried.answer,
+        "why": tried.why,
+        "against": tried.against,
+        "largest": tried.largest and _move(tried.largest),
+        "oracle": tried.oracle,
+        "seconds": tried.seconds,
+        "installing": tried.installing,
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "before": step.before,
+        "after": step.after,
+        "since": step.since,
+        "between": list(step.between),
+        "direction": step.direction,
+        "oracle": {"before": step.oracle[0], "after": step.oracle[1]},
+        "first": step.first and _move(step.first),
+        "module": step.module and _move(step.module),
+        "greedy": {"tokens": step.greedy[0], "first_other": step.greedy[1]},
+        "brought": {name: list(pair) for name, pair in step.brought.items()},
+        "sites": [_move(move) for move in step.moves],
+    }
+
+
+def _move(move: Move) -> dict[str, Any]:
+    return {
+        "site": move.site.path,
+        "block": move.site.block,
+        "kind": move.site.kind,
+        "mode": move.mode,
+        "probe": move.probe,
+        "difference": move.difference,
+        "noise": move.noise,
+        "ratio": move.ratio,
+        "limit": move.limit,
+        "before": move.before,
+        "after": move.after,
+        "other_bits": move.bits,
+        "moved": move.moved,
+        "note": move.note,
+    }
+
+
+def _head(found: Findings) -> Text:
+    known = found.environment
+    device = known.get("device", {})
+    versions = "  ".join(f"{name} {v}" for name, v in known.get("packages", {}).items() if v)
+    question = "any other bit" if found.bits else "beyond the limits"
+    return Text.assemble(
+        (found.model, "bold"),
+        f"  {found.candidate} with {found.package} {found.old} to {found.new}, {found.dtype}, "
+        f"{question}\n",
+        (f"{known.get('platform', '')}, python {known.get('python', '')}, ", "dim"),
+        (f"MLX on {device.get('kind')} ({device.get('name')}); ", "dim"),
+        (f"oracle and noise: {found.reference}\n", "dim"),
+        ("here " + versions, "dim"),
+    )
+
+
+def _releases(found: Findings) -> Table:
+    """A row for each release that was run, with the site nearest to its limit."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("release", no_wrap=True)
+    table.add_column("numbers", no_wrap=True)
+    for name in ("moved", "limit", "bits", "oracle", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("at", overflow="fold")
+    for tried in found.tried:
+        table.add_row(tried.release, *_cells(tried))
+    return table
+
+
+def _cells(tried: Tried) -> list[str | Text]:
+    if tried.answer is None:
+        return [Text("not run", "yellow"), "", "", "", "", "", Text(printable(tried.why or ""))]
+    seconds, at = f"{tried.seconds:.0f}", tried.largest
+    oracle = "" if tried.oracle is None else f"{number(tried.oracle)}"
+    if at is None:
+        return [tried.answer, "", "", "", oracle, seconds, ""]
+    answer = Text(tried.answer, COLOURS[tried.answer])
+    where = f"{name_of(at.site)}, {at.mode}, {at.probe}"
+    if tried.against is None:
+        answer, where = Text("repeats", "dim"), "run twice"
+    return [
+        answer, number(at.ratio), f"{at.limit:.1f}", f"{at.bits:.0%}", oracle, seconds, where,
+    ]  # fmt: skip
+
+
+def _left_out(found: Findings) -> list[str]:
+    told = [
+        "moved: the difference to the oldest release over the noise, where it is nearest to its "
+        "limit;",
+        "bits: numbers there with other bits; oracle: largest share of its limit of any error",
+    ]
+    left = list(found.skipped.items())
+    for version, why in left[:SHOWN]:
+        told.append(f"not tried: {version}, {printable(why)}")
+    if len(left) > SHOWN:
+        told.append(f"not tried: {len(left) - SHOWN} more, in the JSON")
+    return told
+
+
+def _end(found: Findings) -> Text:
+    text = Text(_verdict(found), COLOURS[found.verdict])
+    for step in found.steps:
+        for line in _told(found, step):
+            text.append(f"\n{line}", "default")
+    if found.further:
+        after = found.steps[-1].after
+        text.append(
+            f"\nand again later: {found.new} is not as {after}; go on with --good {after}, or see "
+            "all with --every",
+            "default",
+        )
+    if found.swapped:
+        text.append("\n--good is the newer one: read from the older one on", "dim not bold")
+    for line in limits_of(found.calibration):
+        text.append(f"\n{line}", "dim not bold")
+    run = sum(tried.seconds > 0 for tried in found.tried)
+    text.append(
+        f"\n{run} releases run, {found.made} environments made in {found.folder}, "
+        f"{found.size / 1e6:.0f} MB; {found.seconds:.0f} s",
+        "dim not bold",
+    )
+    return text
+
+
+def _verdict(found: Findings) -> str:
+    name = found.package
+    if found.unsteady:
+        return f"INCONCLUSIVE: {found.unsteady}"
+    if not found.steps:
+        ends = next((t.largest for t in found.tried if t.release == found.new), None)
+        told = f"SAME: {name} {found.old} and {found.new} do not differ"
+        if ends is None or not ends.bits:
+            return f"{told} in a bit"
+        return (
+            f"{told} beyond the limits: at most {number(ends.ratio)} times the noise (limit "
+            f"{ends.limit:.1f}); --bits finds what moved at all"
+        )
+    if len(found.steps) > 1:
+        return f"MOVED: {len(found.steps)} releases of {name} moved the numbers"
+    step = found.steps[0]
+    if step.between:
+        return f"INCONCLUSIVE: {name} {step.after} or one before it moved the numbers"
+    return f"MOVED: {name} {step.after} moved the numbers, {step.before} is as before"
+
+
+def _told(found: Findings, step: Step) -> list[str]:
+    """What there is to say of one step, a line each."""
+    lines = []
+    if len(found.steps) > 1:
+        lines.append(f"{found.package} {step.before} to {step.after}:")
+    if step.between:
+        lines.append(f"not told apart, because they could not be run: {', '.join(step.between)}")
+    if step.since != step.before:
+        lines.append(
+            f"no release did so alone: what moved since {step.since} is beyond the limit from "
+            f"{step.after} on"
+        )
+    at = step.first
+    if at is not None:
+        lines.append(f"first site: {_place(at)}")
+    if step.module is not None:
+        lines.append(f"in it first: {_place(step.module)}")
+    moved = {move.site for move in step.moves if move.moved}
+    lines.append(f"sites moved: {len(moved)} of {len({move.site for move in step.moves})}")
+    lines.append(_direction(step))
+    tokens, other = step.greedy
+    if tokens:
+        told = "equal" if other is None else f"other ones from number {other + 1} on"
+        lines.append(f"greedy tokens: {told}, of {tokens}")
+    for name, (before, after) in step.brought.items():
+        lines.append(f"came with it: {name} {before or 'none'} -> {after or 'none'}")
+    return lines
+
+
+def _place(move: Move) -> str:
+    where = f"{name_of(move.site)} ({move.site.path}), {move.mode}, probe {move.probe!r}"
+    if move.note:
+        return f"{where}: {move.note}"
+    return (
+        f"{where}: moved by {move.difference:.1e}, {number(move.ratio)} times the noise (limit "
+        f"{move.limit:.1f}); its error was {number(move.before)} and is {number(move.after)} times "
+        "the noise"
+    )
+
+
+def _direction(step: Step) -> str:
+    before, after = (number(share) for share in step.oracle)
+    sizes = f"the largest error was {before} of its limit and is {after}"
+    return {
+        WORSE: f"for the worse: parity held before and does not after; {sizes}",
+        BETTER: f"for the better: parity did not hold before and does after; {sizes}",
+        BOTH_OFF: f"parity holds neither before nor after; {sizes}",
+    }.get(step.direction, f"neither is wrong: parity holds before and after; {sizes}")
