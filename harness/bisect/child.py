@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from packaging.version import Version
+
 from engine.errors import EngineError
 
 
@@ -37,10 +39,11 @@ def check_origin(package: str, release: str) -> None:
     The environment lies over another, in which there may be modules that this release lacks.
     """
     found = importlib.metadata.distribution(package)
-    if found.version != release:
+    if Version(found.version) != Version(release):
         raise EngineError(f"{package} {found.version} is what Python finds, not {release}")
     root = Path(str(found.locate_file(""))).resolve()
-    names = {file.parts[0].partition(".")[0] for file in found.files or () if file.suffix == ".py"}
+    files = [file for file in found.files or () if file.suffix in (".py", ".so")]
+    names = {file.parts[0].partition(".")[0] for file in files}
     loaded = False
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)

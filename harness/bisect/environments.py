@@ -25,7 +25,7 @@ import sysconfig
 import time
 import venv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -38,7 +38,7 @@ LAYERS = "_layers.pth"
 
 
 class CannotRun(Exception):
-    """A release could not be installed, or what was run in it ended badly: a result, in one line."""
+    """A release could not be installed, or its run ended badly: a result, told in one line."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ class Environments:
         wanted = requirements(self._package, release)
         name = f"{self._package}-{release}-{_digest(wanted)}"
         folder = self._folder / name
-        if folder.exists():
+        if (folder / STAMP).exists():
             return _read(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # somebody has deleted a part of it
         self._tell(f"making the environment of {self._package} {release}")
         begin = time.perf_counter()
         half = self._folder / f"{UNFINISHED}{os.getpid()}-{secrets.token_hex(4)}"
@@ -84,10 +85,7 @@ class Environments:
                 half.rename(folder)
         finally:
             shutil.rmtree(half, ignore_errors=True)
-        found = _read(folder)
-        return Environment(
-            found.folder, found.holds, found.size, seconds=time.perf_counter() - begin
-        )
+        return replace(_read(folder), seconds=time.perf_counter() - begin)
 
 
 def _make(folder: Path, wanted: list[str]) -> None:
@@ -126,12 +124,8 @@ def _digest(wanted: list[str]) -> str:
 
 def _here() -> list[str]:
     """The site-packages of the Python that runs this."""
-    folders = [*site.getsitepackages(), *([site.getusersitepackages()] if _user_site() else [])]
-    return [folder for folder in folders if Path(folder).is_dir()]
-
-
-def _user_site() -> bool:
-    return bool(site.ENABLE_USER_SITE)
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return [folder for folder in [*site.getsitepackages(), *user] if Path(folder).is_dir()]
 
 
 def _packages(folder: Path) -> Path:

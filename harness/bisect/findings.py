@@ -20,8 +20,9 @@ class Tried:
     """One release that was run: how far it is from what it was compared with, and from the oracle.
 
     `answer` is same, moved, or None with `why` where it could not be run. `largest` is the site
-    nearest to its limit, or farthest beyond, of the difference to release `against`; `oracle` the
-    largest share of its limit that its error takes anywhere.
+    nearest to its limit, or farthest beyond, of the difference to release `against` (None: to
+    itself, run again); `bits` the share of numbers that are not the same, and `error` the largest
+    share of its limit that its error against the oracle takes, each at whatever site it is largest.
     """
 
     release: str
@@ -29,7 +30,8 @@ class Tried:
     why: str | None = None
     against: str | None = None
     largest: Move | None = None
-    oracle: float | None = None
+    bits: float = 0.0
+    error: float | None = None
     seconds: float = 0.0
     installing: float = 0.0
 
@@ -38,11 +40,11 @@ class Tried:
 class Step:
     """Two releases between which numbers moved, with nothing that could be run in between.
 
-    `moves` are those since release `since`: the one before, or an earlier one, where the differences
-    of several releases had to add up to be beyond a limit. `first` is the first site that moved, `module` the first module inside its block; `oracle` holds
-    the largest share of its limit that any error takes, before and after. `greedy` is how many
-    tokens were taken, and the first that differs (None). `brought` are other packages that came
-    with it.
+    `moves` are those since release `since`: the one before, or an earlier one, where differences of
+    several releases had to add up. `first` is the first site that moved, `module` the first module
+    inside its block; `errors` are the largest shares of a limit that an error against the oracle
+    takes, before and after. `greedy` is how many tokens were taken, and which is the first that
+    differs (None). `brought` are other packages that are there at another version.
     """
 
     before: str
@@ -52,14 +54,14 @@ class Step:
     moves: tuple[Move, ...]
     first: Move | None
     module: Move | None
-    oracle: tuple[float, float]
+    errors: tuple[float, float]
     greedy: tuple[int, int | None]
     brought: Mapping[str, tuple[str | None, str | None]]
 
     @property
     def direction(self) -> str:
         """Whether the change was for the worse, by which of the two is within its limits."""
-        before, after = (share <= 1 for share in self.oracle)
+        before, after = (share <= 1 for share in self.errors)
         return {
             (True, False): WORSE,
             (False, True): BETTER,

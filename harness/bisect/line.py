@@ -54,9 +54,7 @@ def _version(option: str, text: str) -> Version:
         raise BadOption(f"{option} {text!r} is no version: write it as 0.32.4") from None
 
 
-def _check_end(
-    package: str, option: str, end: Version, known: dict[Version, Release]
-) -> None:
+def _check_end(package: str, option: str, end: Version, known: dict[Version, Release]) -> None:
     """Raise BadOption for an end that is not there, or cannot be installed here."""
     usable = [version for version, release in known.items() if release.unusable is None]
     below = [str(version) for version in sorted(usable) if version < end][-NEAR:]

@@ -75,7 +75,8 @@ class Recorded:
     def _keys(self) -> dict[tuple[str, str], dict[str, Site]]:
         found: dict[tuple[str, str], dict[str, Site]] = {}
         for key in self._tensors.names:
-            probe, mode, name = (key.split("/", 2) + [""])[:3]
+            probe, _, rest = key.partition("/")
+            mode, _, name = rest.partition("/")
             site = site_named(name) if mode in MODES else None
             if site is not None:
                 found.setdefault((probe, mode), {})[key] = site

@@ -200,17 +200,15 @@ class Runs:
     def _has_moved(self, before: str, after: str) -> bool:
         return any(move.moved for move in self._between(before, after))
 
-    def _tried(
-        self, release: str, moves: Sequence[Move], against: str | None, took: float
-    ) -> None:
+    def _tried(self, release: str, moves: Sequence[Move], against: str | None, took: float) -> None:
         moved = against is not None and any(move.moved for move in moves)
         made = self._environment[release].seconds
+        bits = max(move.bits for move in moves)
+        error = max(move.after / move.limit for move in moves)
+        answer = MOVED if moved else SAME
         self._found.tried.append(
-            Tried(
-                release, MOVED if moved else SAME, None, against, largest(moves),
-                max(move.after / move.limit for move in moves), took, made,
-            )
-        )  # fmt: skip
+            Tried(release, answer, None, against, largest(moves), bits, error, took, made)
+        )
 
     def _step(self, line: Sequence[str], low: int, high: int, old: str) -> None:
         """Keep what there is to say of two neighbours between which numbers moved."""

@@ -80,7 +80,8 @@ def _tried(tried: Tried) -> dict[str, Any]:
         "why": tried.why,
         "against": tried.against,
         "largest": tried.largest and _move(tried.largest),
-        "oracle": tried.oracle,
+        "other_bits": tried.bits,
+        "error": tried.error,
         "seconds": tried.seconds,
         "installing": tried.installing,
     }
@@ -93,7 +94,7 @@ def _step(step: Step) -> dict[str, Any]:
         "since": step.since,
         "between": list(step.between),
         "direction": step.direction,
-        "oracle": {"before": step.oracle[0], "after": step.oracle[1]},
+        "errors": {"before": step.errors[0], "after": step.errors[1]},
         "first": step.first and _move(step.first),
         "module": step.module and _move(step.module),
         "greedy": {"tokens": step.greedy[0], "first_other": step.greedy[1]},
@@ -124,25 +125,31 @@ def _move(move: Move) -> dict[str, Any]:
 def _head(found: Findings) -> Text:
     known = found.environment
     device = known.get("device", {})
-    versions = "  ".join(f"{name} {v}" for name, v in known.get("packages", {}).items() if v)
-    question = "any other bit" if found.bits else "beyond the limits"
+    packages = ("mlx", "mlx-lm", "torch", "transformers", "tokenizers")
+    here = known.get("packages", {})
+    versions = "  ".join(f"{name} {here[name]}" for name in packages if here.get(name))
     return Text.assemble(
         (found.model, "bold"),
-        f"  {found.candidate} with {found.package} {found.old} to {found.new}, {found.dtype}, "
-        f"{question}\n",
+        f"  {found.candidate} with {found.package} {found.old} to {found.new}, {found.dtype}\n",
         (f"{known.get('platform', '')}, python {known.get('python', '')}, ", "dim"),
-        (f"MLX on {device.get('kind')} ({device.get('name')}); ", "dim"),
-        (f"oracle and noise: {found.reference}\n", "dim"),
-        ("here " + versions, "dim"),
+        (f"MLX on {device.get('kind')} ({device.get('name')})\n", "dim"),
+        (f"here {versions}\n", "dim"),
+        (f"oracle and noise: {found.reference}; moved means ", "dim"),
+        ("with any other bit" if found.bits else "by more than the noise allows", "dim"),
     )
 
 
 def _releases(found: Findings) -> Table:
     """A row for each release that was run, with the site nearest to its limit."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, title_justify="left", title_style="dim")
+    against = "the release before" if len({t.against for t in found.tried}) > 3 else found.old
+    table.title = (
+        f"difference / noise from {against}, at the site nearest to its limit; numbers with other\n"
+        "bits; error / limit of the release itself, against the oracle, where it is largest"
+    )
     table.add_column("release", no_wrap=True)
     table.add_column("numbers", no_wrap=True)
-    for name in ("moved", "limit", "bits", "oracle", "s"):
+    for name in ("ratio", "limit", "bits", "error", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("at", overflow="fold")
     for tried in found.tried:
@@ -152,29 +159,22 @@ def _releases(found: Findings) -> Table:
 
 def _cells(tried: Tried) -> list[str | Text]:
     if tried.answer is None:
-        return [Text("not run", "yellow"), "", "", "", "", "", Text(printable(tried.why or ""))]
-    seconds, at = f"{tried.seconds:.0f}", tried.largest
-    oracle = "" if tried.oracle is None else f"{number(tried.oracle)}"
-    if at is None:
-        return [tried.answer, "", "", "", oracle, seconds, ""]
+        return [Text("not run", "yellow"), *[""] * 5, Text(printable(tried.why or ""))]
+    at = tried.largest
+    assert at is not None and tried.error is not None, "it was run"
+    where = f"{name_of(at.site)}, {at.mode}, {at.probe}" if tried.bits else "equal in all bits"
     answer = Text(tried.answer, COLOURS[tried.answer])
-    where = f"{name_of(at.site)}, {at.mode}, {at.probe}"
     if tried.against is None:
-        answer, where = Text("repeats", "dim"), "run twice"
+        answer, where = Text("repeats", "dim"), f"run twice: {where}"
     return [
-        answer, number(at.ratio), f"{at.limit:.1f}", f"{at.bits:.0%}", oracle, seconds, where,
+        answer, number(at.ratio), f"{at.limit:.1f}", f"{tried.bits:.0%}", number(tried.error),
+        f"{tried.seconds:.0f}", where,
     ]  # fmt: skip
 
 
 def _left_out(found: Findings) -> list[str]:
-    told = [
-        "moved: the difference to the oldest release over the noise, where it is nearest to its "
-        "limit;",
-        "bits: numbers there with other bits; oracle: largest share of its limit of any error",
-    ]
     left = list(found.skipped.items())
-    for version, why in left[:SHOWN]:
-        told.append(f"not tried: {version}, {printable(why)}")
+    told = [f"not tried: {version}, {printable(why)}" for version, why in left[:SHOWN]]
     if len(left) > SHOWN:
         told.append(f"not tried: {len(left) - SHOWN} more, in the JSON")
     return told
@@ -210,13 +210,13 @@ def _verdict(found: Findings) -> str:
     if found.unsteady:
         return f"INCONCLUSIVE: {found.unsteady}"
     if not found.steps:
-        ends = next((t.largest for t in found.tried if t.release == found.new), None)
+        end = next(tried for tried in found.tried if tried.release == found.new)
         told = f"SAME: {name} {found.old} and {found.new} do not differ"
-        if ends is None or not ends.bits:
+        if not end.bits or end.largest is None:
             return f"{told} in a bit"
         return (
-            f"{told} beyond the limits: at most {number(ends.ratio)} times the noise (limit "
-            f"{ends.limit:.1f}); --bits finds what moved at all"
+            f"{told} beyond the noise: {number(end.largest.ratio)} times it where it is nearest to "
+            f"its limit of {end.largest.limit:.1f}; --bits finds what moved at all"
         )
     if len(found.steps) > 1:
         return f"MOVED: {len(found.steps)} releases of {name} moved the numbers"
@@ -267,7 +267,7 @@ def _place(move: Move) -> str:
 
 
 def _direction(step: Step) -> str:
-    before, after = (number(share) for share in step.oracle)
+    before, after = (number(share) for share in step.errors)
     sizes = f"the largest error was {before} of its limit and is {after}"
     return {
         WORSE: f"for the worse: parity held before and does not after; {sizes}",
