@@ -153,20 +153,21 @@ def _move(
     site, mode, probe = place
     before, after = pair
     expected = evidence.expected[mode][site]
-    errors = [
-        relative_error(evidence.view(site, side)[rows], expected[rows]) / noise
-        if side.shape == evidence.shape(site, mode)
-        else math.inf
-        for side in pair
-    ]
+
+    def error(side: np.ndarray) -> float:
+        if side.shape != evidence.shape(site, mode):
+            return math.inf
+        return relative_error(evidence.view(site, side)[rows], expected[rows]) / noise
+
+    was, now = error(before), error(after)
     if before.shape != after.shape:
         note = f"shape {before.shape} before, {after.shape} after"
-        return Move(site, mode, probe, math.inf, noise, limit, *errors, 1.0, True, note)
+        return Move(site, mode, probe, math.inf, noise, limit, was, now, 1.0, True, note)
     other = _other_bits(before, after)
     # What is not finite in the same place is no difference.
     difference = relative_error(after[rows], before[rows]) if other.any() else 0.0
     moved = bool(other.any()) if bits else not difference / noise <= limit
-    return Move(site, mode, probe, difference, noise, limit, *errors, float(other.mean()), moved)
+    return Move(site, mode, probe, difference, noise, limit, was, now, float(other.mean()), moved)
 
 
 def _other_bits(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -246,10 +246,10 @@ class Runs:
             except CannotRun:
                 return None  # it ran before; the block is as near as it gets
             sides.append(Recorded(out))
-        found = self._found
-        kinds = (MODULE,)
+        dtype, bits = self._found.dtype, self._found.bits
+        one, other = sides
         return first_module(
-            moves_of(*sides, evidence, self._limits, found.dtype, found.bits, kinds)
+            moves_of(one, other, evidence, self._limits, dtype, bits, kinds=(MODULE,))
         )
 
     def _greedy(self, before: str, after: str) -> tuple[int, int | None]:
