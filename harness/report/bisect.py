@@ -28,6 +28,7 @@ def show(found: Findings, console: Console) -> None:
     """Print every release that was run, and the one that moved the numbers."""
     console.print(_head(found), soft_wrap=False)
     console.print()
+    console.print(_columns(found))
     console.print(_releases(found))
     for line in _left_out(found):
         console.print(Text(line, "dim"))
@@ -139,14 +140,20 @@ def _head(found: Findings) -> Text:
     )
 
 
+def _columns(found: Findings) -> Text:
+    """What the columns of the table are."""
+    several = len({tried.against for tried in found.tried}) > 2  # every release
+    return Text(
+        f"ratio: difference / noise from {'the release before' if several else found.old}, at the "
+        "site nearest to its limit\n"
+        "bits: numbers with other bits; error: the release's own against the oracle, over its limit",
+        "dim",
+    )
+
+
 def _releases(found: Findings) -> Table:
     """A row for each release that was run, with the site nearest to its limit."""
-    table = Table(box=None, pad_edge=False, title_justify="left", title_style="dim")
-    against = "the release before" if len({t.against for t in found.tried}) > 3 else found.old
-    table.title = (
-        f"difference / noise from {against}, at the site nearest to its limit; numbers with other\n"
-        "bits; error / limit of the release itself, against the oracle, where it is largest"
-    )
+    table = Table(box=None, pad_edge=False)
     table.add_column("release", no_wrap=True)
     table.add_column("numbers", no_wrap=True)
     for name in ("ratio", "limit", "bits", "error", "s"):
@@ -223,7 +230,7 @@ def _verdict(found: Findings) -> str:
     step = found.steps[0]
     if step.between:
         return f"INCONCLUSIVE: {name} {step.after} or one before it moved the numbers"
-    return f"MOVED: {name} {step.after} moved the numbers, {step.before} is as before"
+    return f"MOVED: {name} {step.after} moved the numbers; {step.before} has the old ones"
 
 
 def _told(found: Findings, step: Step) -> list[str]:
@@ -238,11 +245,10 @@ def _told(found: Findings, step: Step) -> list[str]:
             f"no release did so alone: what moved since {step.since} is beyond the limit from "
             f"{step.after} on"
         )
-    at = step.first
-    if at is not None:
-        lines.append(f"first site: {_place(at)}")
+    if step.first is not None:
+        lines += _place("first site", step.first)
     if step.module is not None:
-        lines.append(f"in it first: {_place(step.module)}")
+        lines += _place("first in it", step.module)
     moved = {move.site for move in step.moves if move.moved}
     lines.append(f"sites moved: {len(moved)} of {len({move.site for move in step.moves})}")
     lines.append(_direction(step))
@@ -255,15 +261,15 @@ def _told(found: Findings, step: Step) -> list[str]:
     return lines
 
 
-def _place(move: Move) -> str:
-    where = f"{name_of(move.site)} ({move.site.path}), {move.mode}, probe {move.probe!r}"
+def _place(what: str, move: Move) -> list[str]:
+    where = f"{what}: {move.site.path} ({name_of(move.site)}), {move.mode}, probe {move.probe!r}"
     if move.note:
-        return f"{where}: {move.note}"
-    return (
-        f"{where}: moved by {move.difference:.1e}, {number(move.ratio)} times the noise (limit "
-        f"{move.limit:.1f}); its error was {number(move.before)} and is {number(move.after)} times "
-        "the noise"
-    )
+        return [where, f"  {move.note}"]
+    return [
+        where,
+        f"  moved by {move.difference:.1e}, {number(move.ratio)} times the noise (limit "
+        f"{move.limit:.1f}); error / noise was {number(move.before)} and is {number(move.after)}",
+    ]
 
 
 def _direction(step: Step) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# The engine behind a function that shows its blocks; a release sets SCALE, of the output of block 1.
+# The engine behind a function that shows its blocks; a release sets SCALE, of block 1's output.
 PORT = """
 import mlx.core as mx
 from engine.model import load
@@ -70,7 +70,7 @@ class Index:
         more = "" if yanked is None else f' data-yanked="{escape(yanked)}"'
         more += f' data-requires-python="{escape(pythons)}"' if pythons else ""
         links = self.links.setdefault(package, [])
-        links.append(f'<a href="{name}#sha256="{more}>{name}</a>'.replace("#sha256=", ""))
+        links.append(f'<a href="{name}"{more}>{name}</a>')
         (self.folder / package).mkdir(parents=True, exist_ok=True)
         page = self.folder / package / "index.html"
         page.write_text(f"<!DOCTYPE html><body>{''.join(links)}</body>")
