@@ -62,7 +62,7 @@ def run_bounded(
             _kill(one.process)
 
 
-def wait_bounded(process: subprocess.Popen, seconds: float, memory: int) -> str | None:
+def wait_bounded(process: subprocess.Popen, seconds: float, memory: float) -> str | None:
     """Wait for any program; why it was stopped, None where it came to its end by itself.
 
     It does not outlive an exception here.
@@ -135,7 +135,7 @@ def _look_at(one: Running, bounds: Bounds) -> tuple[bool, Any]:
     return True, bounds.stopped(one.task, why)
 
 
-def _excess(pid: int, begun: float, seconds: float, memory: int) -> str | None:
+def _excess(pid: int, begun: float, seconds: float, memory: float) -> str | None:
     """What a process has taken more of than it may."""
     if time.monotonic() - begun > seconds:
         return f"it took more than {seconds:g} s"

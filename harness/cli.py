@@ -302,7 +302,9 @@ def bisect(
         typer.Option(help="Of the environments; default ~/.cache/mlx-parity/bisect."),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Time that one run may take.")] = 600.0,
-    memory: Annotated[float, typer.Option(help="GB that one run may take.")] = 16.0,
+    memory: Annotated[
+        float | None, typer.Option(help="GB that one run may take; default no limit.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write what was found to this file.")] = None,
     revision: Revision = None,
 ) -> int:

@@ -72,8 +72,12 @@ class Step:
 
 @dataclass
 class Findings:
-    """All of a bisection. `skipped` are releases between the ends that were not tried, and why;
-    `further` says that the newest end's numbers are not those of the release that was found."""
+    """All of a bisection.
+
+    `line` are the releases to choose from, oldest first; `skipped` those between the ends that are
+    not among them, and why; `further` says that the newest end's numbers are not those of the
+    release that was found.
+    """
 
     package: str
     model: str
@@ -85,6 +89,7 @@ class Findings:
     new: str
     swapped: bool = False
     device: str = ""
+    line: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     tried: list[Tried] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)

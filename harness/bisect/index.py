@@ -164,7 +164,8 @@ def _remote(address: str, settings: Mapping[str, list[str]]) -> list[File]:
 
     shown = urlsplit(address)._replace(netloc=urlsplit(address).netloc.rpartition("@")[2]).geturl()
     try:
-        verify = ssl.create_default_context(cafile=next(iter(settings["cert"]), None))
+        cert = " ".join(settings["cert"])
+        verify = ssl.create_default_context(cafile=cert) if cert else True
         answer = httpx2.get(
             address, headers={"Accept": ACCEPT}, follow_redirects=True, timeout=SECONDS,
             verify=verify,

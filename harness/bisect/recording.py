@@ -6,6 +6,7 @@ Whatever it does to itself, crash included, is an answer and nothing worse.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -18,12 +19,15 @@ import harness
 from ..bounded import wait_bounded
 from .environments import CannotRun, Environment
 
-SECONDS, MEMORY = 600.0, 16.0  # of one run; GB
+SECONDS = 600.0  # of one run
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every release is asked to compute: a candidate on the probes of a file."""
+    """What every release is asked to compute: a candidate on the probes of a file.
+
+    `seconds` and `memory` (GB, None for no limit) are what one run may take.
+    """
 
     package: str
     model: str
@@ -32,7 +36,7 @@ class Task:
     device: str | None = None
     revision: str | None = None
     seconds: float = SECONDS
-    memory: float = MEMORY
+    memory: float | None = None
 
 
 Record = Callable[[Environment, str, Path, Path, "int | None"], None]
@@ -40,6 +44,8 @@ Record = Callable[[Environment, str, Path, Path, "int | None"], None]
 
 def recorder(task: Task) -> Record:
     """`record(environment, release, probes, out, inside)` for a task; it raises CannotRun."""
+
+    most = math.inf if task.memory is None else task.memory * 1e9
 
     def record(
         environment: Environment, release: str, probes: Path, out: Path, inside: int | None
@@ -56,7 +62,7 @@ def recorder(task: Task) -> Record:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
                 env=_variables(),
             )  # fmt: skip
-            why = wait_bounded(process, task.seconds, int(task.memory * 1e9))
+            why = wait_bounded(process, task.seconds, most)
             stderr.seek(0)
             lines = stderr.read().decode(errors="replace").strip().splitlines()
         if why is None and process.returncode > 0:

@@ -26,7 +26,7 @@ from .ground import Ground
 from .line import line_of
 from .moves import Move, Recorded, first, first_module, largest, moves_of
 from .packages import candidate_for
-from .recording import MEMORY, SECONDS, Record, Task, recorder
+from .recording import SECONDS, Record, Task, recorder
 from .search import search
 
 
@@ -45,7 +45,7 @@ def bisect(
     versions: Sequence[str] | None = None,
     cache: Path | None = None,
     seconds: float = SECONDS,
-    memory: float = MEMORY,
+    memory: float | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
@@ -68,6 +68,7 @@ def bisect(
     line = line_of(package, good, bad, versions)
     found.old, found.new = line.versions[0], line.versions[-1]
     found.swapped, found.skipped = line.swapped, line.skipped
+    found.line = list(line.versions)
     folder = (cache or cache_folder() / "bisect").expanduser()
     found.folder = str(folder)
     environments = Environments(folder, package, notice)
@@ -112,7 +113,9 @@ class Runs:
         for end in (old, new):
             took = self._run(end)
             if isinstance(took, str):
-                raise BadOption(f"{self._found.package} {end}, an end, could not be run: {took}")
+                raise BadOption(
+                    f"{self._found.package} {end}, an end, could not be run: {took}; name another"
+                )
             if end == old:
                 again = self._again(old)
                 self._limits = self._ground.limits(again.device, self._found.candidate)
@@ -143,12 +146,14 @@ class Runs:
 
     def all(self, line: Sequence[str]) -> None:
         """Run all releases; every one that moved against the last one that could be run."""
-        low = 0
+        low, new = 0, self._found.tried.pop()  # which is told anew, against the one before it
         for i in range(1, len(line)):
             if i < len(line) - 1:
                 answer = self._asked(line[i], line[low])
             else:
-                answer = self._has_moved(line[low], line[i])
+                moves = self._between(line[low], line[i])
+                answer = any(move.moved for move in moves)
+                self._tried(line[i], moves, line[low], new.seconds)
             if answer:
                 self._step(line, low, i, line[low])
             low = low if answer is None else i

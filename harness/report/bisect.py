@@ -58,6 +58,7 @@ def document(found: Findings) -> dict[str, Any]:
             "old": found.old,
             "new": found.new,
             "swapped": found.swapped,
+            "line": found.line,
             "releases": [_tried(tried) for tried in found.tried],
             "skipped": found.skipped,
             "steps": [_step(step) for step in found.steps],
@@ -146,7 +147,8 @@ def _columns(found: Findings) -> Text:
     return Text(
         f"ratio: difference / noise from {'the release before' if several else found.old}, at the "
         "site nearest to its limit\n"
-        "bits: numbers with other bits; error: the release's own against the oracle, over its limit",
+        "bits: numbers with other bits; error: that of the release itself over its limit, at the "
+        "worst site",
         "dim",
     )
 
@@ -205,7 +207,7 @@ def _end(found: Findings) -> Text:
         text.append(f"\n{line}", "dim not bold")
     run = sum(tried.seconds > 0 for tried in found.tried)
     text.append(
-        f"\n{run} releases run, {found.made} environments made in {found.folder}, "
+        f"\n{run} of {len(found.line)} releases run, {found.made} environments made in {found.folder}, "
         f"{found.size / 1e6:.0f} MB; {found.seconds:.0f} s",
         "dim not bold",
     )
@@ -251,7 +253,7 @@ def _told(found: Findings, step: Step) -> list[str]:
         lines += _place("first in it", step.module)
     moved = {move.site for move in step.moves if move.moved}
     lines.append(f"sites moved: {len(moved)} of {len({move.site for move in step.moves})}")
-    lines.append(_direction(step))
+    lines += _direction(step)
     tokens, other = step.greedy
     if tokens:
         told = "equal" if other is None else f"other ones from number {other + 1} on"
@@ -262,7 +264,8 @@ def _told(found: Findings, step: Step) -> list[str]:
 
 
 def _place(what: str, move: Move) -> list[str]:
-    where = f"{what}: {move.site.path} ({name_of(move.site)}), {move.mode}, probe {move.probe!r}"
+    named = "" if move.site.kind == "module" else f" ({name_of(move.site)})"
+    where = f"{what}: {move.site.path}{named}, {move.mode}, probe {move.probe!r}"
     if move.note:
         return [where, f"  {move.note}"]
     return [
@@ -272,11 +275,11 @@ def _place(what: str, move: Move) -> list[str]:
     ]
 
 
-def _direction(step: Step) -> str:
+def _direction(step: Step) -> list[str]:
     before, after = (number(share) for share in step.errors)
-    sizes = f"the largest error was {before} of its limit and is {after}"
-    return {
-        WORSE: f"for the worse: parity held before and does not after; {sizes}",
-        BETTER: f"for the better: parity did not hold before and does after; {sizes}",
-        BOTH_OFF: f"parity holds neither before nor after; {sizes}",
-    }.get(step.direction, f"neither is wrong: parity holds before and after; {sizes}")
+    told = {
+        WORSE: "for the worse: parity held before and does not after",
+        BETTER: "for the better: parity did not hold before and does after",
+        BOTH_OFF: "parity holds neither before nor after",
+    }.get(step.direction, "neither is wrong: parity holds before and after")
+    return [told, f"  the largest error was {before} of its limit and is {after}"]

@@ -22,7 +22,7 @@ NOT_A_NUMBER = ("logits", float("nan"))
 
 
 class Releases:
-    """`history[version]` is (site, factor), why it cannot be run, or a list of these, run by run."""
+    """`history[version]` is (site, factor), or why it cannot be run, or a list of these by run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.history, self.runs = folder, {}, []
@@ -179,6 +179,7 @@ def test_a_later_change_is_told_and_every_shows_all(releases, bisect):
     result, found = bisect(releases(*history), "--every")
     assert [step["after"] for step in found["steps"]] == ["3", "6"]
     assert found["steps"][1]["first"]["site"] == "model.layers.1"
+    assert [entry["against"] for entry in found["releases"]] == [None, *"12345"]
     assert "2 releases of tinyport moved" in result.out
 
 
