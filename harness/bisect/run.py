@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from engine.files import find_model
@@ -146,17 +147,18 @@ class Runs:
 
     def all(self, line: Sequence[str]) -> None:
         """Run all releases; every one that moved against the last one that could be run."""
-        low, new = 0, self._found.tried.pop()  # which is told anew, against the one before it
-        for i in range(1, len(line)):
-            if i < len(line) - 1:
-                answer = self._asked(line[i], line[low])
-            else:
-                moves = self._between(line[low], line[i])
-                answer = any(move.moved for move in moves)
-                self._tried(line[i], moves, line[low], new.seconds)
-            if answer:
-                self._step(line, low, i, line[low])
-            low = low if answer is None else i
+        new = self._found.tried.pop()  # which is told anew, against the one before it
+        last = line[0]
+        for release in line[1:-1]:
+            last = last if self._asked(release, last) is None else release
+        self._tried(line[-1], self._between(last, line[-1]), last, new.seconds)
+        ran = [i for i, release in enumerate(line) if release in self._recorded]
+        for low, high in pairwise(ran):
+            if self._has_moved(line[low], line[high]):
+                self._step(line, low, high, line[low])
+        if not self._found.steps and self._has_moved(line[0], line[-1]):
+            turn = next(pair for pair in pairwise(ran) if self._has_moved(line[0], line[pair[1]]))
+            self._step(line, *turn, line[0])
 
     def _asked(self, release: str, against: str) -> bool | None:
         """Whether a release moved; None where it could not be run."""

@@ -207,8 +207,8 @@ def _end(found: Findings) -> Text:
         text.append(f"\n{line}", "dim not bold")
     run = sum(tried.seconds > 0 for tried in found.tried)
     text.append(
-        f"\n{run} of {len(found.line)} releases run, {found.made} environments made in {found.folder}, "
-        f"{found.size / 1e6:.0f} MB; {found.seconds:.0f} s",
+        f"\n{run} of {len(found.line)} releases run; {found.made} environments made in "
+        f"{found.folder}, all {found.size / 1e6:.0f} MB; {found.seconds:.0f} s",
         "dim not bold",
     )
     return text
@@ -219,13 +219,17 @@ def _verdict(found: Findings) -> str:
     if found.unsteady:
         return f"INCONCLUSIVE: {found.unsteady}"
     if not found.steps:
-        end = next(tried for tried in found.tried if tried.release == found.new)
         told = f"SAME: {name} {found.old} and {found.new} do not differ"
-        if not end.bits or end.largest is None:
+        at = max(
+            (t.largest for t in found.tried if t.largest and t.against and t.bits),
+            key=lambda move: move.ratio / move.limit,
+            default=None,
+        )
+        if at is None:
             return f"{told} in a bit"
         return (
-            f"{told} beyond the noise: {number(end.largest.ratio)} times it where it is nearest to "
-            f"its limit of {end.largest.limit:.1f}; --bits finds what moved at all"
+            f"{told} beyond the noise: {number(at.ratio)} times it where it is nearest to its "
+            f"limit of {at.limit:.1f}; --bits finds what moved at all"
         )
     if len(found.steps) > 1:
         return f"MOVED: {len(found.steps)} releases of {name} moved the numbers"

@@ -197,6 +197,8 @@ def test_differences_that_only_together_are_beyond_a_limit(releases, bisect):
     (step,) = found["steps"]
     assert result.status == 1 and step["since"] == "1" and step["before"] != "1"
     assert "no release did so alone" in result.out
+    _, again = bisect(releases(*history), "--every")
+    assert [(s["after"], s["since"]) for s in again["steps"]] == [(step["after"], "1")]
 
 
 def test_a_release_that_does_not_repeat_itself_cannot_be_searched(releases, bisect):
