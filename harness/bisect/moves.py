@@ -122,8 +122,13 @@ def first(moves: Sequence[Move]) -> Move | None:
     return max((m for m in moved if _place(m) == where), key=_size, default=None)
 
 
-def first_module(modules: Sequence[Move]) -> Move | None:
-    """The first module that moved, of one block's in execution order; None where none did."""
+def first_module(modules: Sequence[Move], bits: bool) -> Move | None:
+    """The first module that moved, of one block's in execution order; None where none did.
+
+    With limits, one that is far less beyond its own than the worst is passed over.
+    """
+    if bits:
+        return next((move for move in modules if move.moved), None)
     diffs = [_as_diff(move) for move in modules]
     found = culprit(diffs)
     return next((m for m, d in zip(modules, diffs, strict=True) if d is found), None)

@@ -255,9 +255,8 @@ class Runs:
             sides.append(Recorded(out))
         dtype, bits = self._found.dtype, self._found.bits
         one, other = sides
-        return first_module(
-            moves_of(one, other, evidence, self._limits, dtype, bits, kinds=(MODULE,))
-        )
+        moves = moves_of(one, other, evidence, self._limits, dtype, bits, kinds=(MODULE,))
+        return first_module(moves, bits)
 
     def _greedy(self, before: str, after: str) -> tuple[int, int | None]:
         """How many tokens both took, and the first that differs."""
