@@ -285,6 +285,78 @@ def repro(
 
 
 @app.command()
+def bisect(
+    model: ModelOption,
+    package: Annotated[
+        str, typer.Option(help="mlx, mlx-lm, transformers, or any that a python: candidate uses.")
+    ],
+    good: Annotated[str, typer.Option(help="A release with the numbers that are known.")],
+    bad: Annotated[str, typer.Option(help="A release with other numbers.")],
+    candidate: Annotated[
+        str | None,
+        typer.Option(
+            help="engine, mlx-lm, torch or python:MODULE:FUNCTION; default by the package."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Whose noise counts: torch, mlx-lm or golden; default as compare."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or gpu, for MLX.")] = None,
+    bits: Annotated[
+        bool, typer.Option("--bits", help="Any other bit counts, not only what is beyond a limit.")
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--every", help="Run all releases between, in place of a search.")
+    ] = False,
+    versions: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: try these in between, and ask no index."),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Of the environments; default ~/.cache/mlx-parity/bisect."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Time that one run may take.")] = 600.0,
+    memory: Annotated[
+        float | None, typer.Option(help="GB that one run may take; default no limit.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write what was found to this file.")] = None,
+    revision: Revision = None,
+) -> int:
+    """Find the release of a package that moved the numbers, where first and by how much.
+
+    Exit status: 0 nothing moved, 1 a release was found, 2 it could not be run, 3 inconclusive.
+    PIP_* variables say where releases come from.
+    """
+    from .bisect.findings import Findings
+    from .bisect.run import bisect as find
+    from .report import check_writable
+    from .report.bisect import show, write
+
+    if json is not None:
+        check_writable(json, "--json")
+    found = Findings(package, model, candidate or "", reference or "", dtype, bits, good, bad)
+    try:
+        with _progress() as progress:
+            find(
+                model, package, good, bad, candidate, reference, dtype,
+                device=device, bits=bits, every=every, versions=_list(versions), cache=cache,
+                seconds=seconds, memory=memory, revision=revision,
+                progress=progress, notice=_notice, into=found,
+            )  # fmt: skip
+    except Exception as error:
+        found.error = str(error) or type(error).__name__
+        raise
+    finally:
+        if json is not None and (found.error or found.seconds):
+            write(found, json)
+    show(found, _console())
+    return found.exit_status
+
+
+@app.command()
 def calibrate(
     seeds: Annotated[int, typer.Option(help="Random models of every family.")] = 8,
     runs: Annotated[

@@ -35,3 +35,7 @@ class BadOption(EngineError):
 
 class WorkerDied(EngineError):
     """A process that ran a task of a sweep ended by itself, every time it was tried."""
+
+
+class IndexUnavailable(EngineError):
+    """A package index cannot be read, or has no release of a package."""

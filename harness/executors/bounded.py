@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -101,6 +102,25 @@ def outcomes(
             _kill(one.process)
 
 
+def wait_bounded(process: subprocess.Popen, seconds: float, memory: float) -> str | None:
+    """Wait for any program; why it was stopped, None where it came to its end by itself.
+
+    It does not outlive an exception here.
+    """
+    begun = time.monotonic()
+    try:
+        while process.poll() is None:
+            if why := _excess(process.pid, begun, seconds, memory):
+                return why
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK)
+        return None
+    finally:
+        if process.returncode is None:
+            _kill_family(process.pid)
+            process.wait()
+
+
 def end_with_parent() -> None:
     """Have this process end when the one that started it is killed, and cannot tell it."""
     parent = multiprocessing.parent_process()
@@ -149,15 +169,20 @@ def _look_at(one: Running, limits: Limits) -> Outcome | None:
             return Outcome(result) if good else Outcome(error=result)
     if not alive:
         return Outcome(stopped=f"its process ended with {one.process.exitcode}", died=True)
-    seconds, memory = limits
-    if time.monotonic() - one.begun > seconds:
-        why = f"it took more than {seconds:g} s"
-    elif (size := _memory(one.process.pid)) > memory:
-        why = f"it took {size / 1e9:.1f} GB of memory, {memory / 1e9:g} GB are allowed"
-    else:
+    why = _excess(one.process.pid, one.begun, *limits)
+    if why is None:
         return None
     _kill(one.process)
     return Outcome(stopped=why)
+
+
+def _excess(pid: int, begun: float, seconds: float, memory: float) -> str | None:
+    """What a process has taken more of than it may."""
+    if time.monotonic() - begun > seconds:
+        return f"it took more than {seconds:g} s"
+    if (size := _memory(pid)) > memory:
+        return f"it took {size / 1e9:.1f} GB of memory, {memory / 1e9:g} GB are allowed"
+    return None
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -177,7 +202,11 @@ def _memory(pid: int) -> int:
 
 
 def _kill(process: Any) -> None:
-    for one in _family(process.pid):
+    _kill_family(process.pid)
+    process.join()
+
+
+def _kill_family(pid: int) -> None:
+    for one in _family(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-    process.join()
