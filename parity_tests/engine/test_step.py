@@ -1,4 +1,4 @@
-"""The compiled decode step: the numbers of the decoder that it was made of, and when there is none."""
+"""The compiled decode step: the numbers of the decoder it was made of, and when there is none."""
 
 from __future__ import annotations
 
