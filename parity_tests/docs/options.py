@@ -103,5 +103,5 @@ def _application(name: str) -> Any:
 
 
 def _made(name: str, root: Path) -> bool:
-    """Whether a file is of a folder that the tree lacks, so that a command has made it."""
-    return not (root / name).parent.is_dir()
+    """Whether a file is the reader's: beside the pages' commands, or in a folder that they make."""
+    return "/" not in name or not (root / name).parent.is_dir()
