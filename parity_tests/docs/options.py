@@ -7,6 +7,7 @@ the file's own text.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import shlex
@@ -98,6 +99,7 @@ def _mlx_lm_problem(arguments: list[str]) -> str:
     return ""
 
 
+@functools.cache
 def _application(name: str) -> Any:
     return typer.main.get_command(import_module(f"{name}.cli").app)
 

@@ -6,8 +6,9 @@ HTML comments above a block, which no reader of the page sees, say what is to be
     <!-- full run: REASON -->         run under `pytest -m full` alone
     <!-- exit status N -->            of the block's last command; 0 where nothing is said
     <!-- with WORD=VALUE ... -->      a word of the block that stands for something
-    <!-- before: COMMAND -->          run first, in the same folder
+    <!-- before: COMMANDS -->         run first, one a line, in the same folder
     <!-- output -->                   the block is what the one before it printed
+    <!-- output varies: REASON -->    run, and what is shown is not compared
     <!-- write FILE -->               the block is written to a file
     <!-- edit FILE -->                the block is a diff, and is applied to a file
 """
@@ -26,7 +27,7 @@ SHELLS = {"sh", "bash", "shell", "console"}
 PROGRAMS = "harness engine python python3 pytest pip ruff pyright curl git mlx_lm.convert".split()
 COMMAND = re.compile(rf"^\$ |^(\w+=\S+ )*({'|'.join(map(re.escape, PROGRAMS))})( |$)")
 COMMENT = re.compile(r"<!-- *(.*?) *-->", re.DOTALL)
-WORDS = ("not run", "full run", "exit status", "with", "before", "output", "write", "edit")
+WORDS = ("not run", "full run", "exit status", "with", "before", "output varies", "output", "write", "edit")
 SAID = re.compile(rf"({'|'.join(WORDS)})(?![\w-]):? *(.*)", re.DOTALL)
 
 
