@@ -34,7 +34,8 @@ def page() -> str:
     for name in PROGRAMS:
         group = typer.main.get_command(import_module(f"{name}.cli").app)
         parts += [f"## {name}\n", *_paragraphs(group), _contents(group, name)]
-        parts += [part for words, command in commands(group, name) for part in _section(words, command)]
+        for words, command in commands(group, name):
+            parts += _section(words, command)
     return "\n".join(parts)
 
 
@@ -48,8 +49,10 @@ def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _contents(group: Any, name: str) -> str:
-    lines = [f"- [`{words}`](#{_anchor(words)}): {_summary(c)}" for words, c in commands(group, name)]
-    return "\n".join(lines) + "\n"
+    return "".join(
+        f"- [`{words}`](#{words.replace(' ', '-')}): {_paragraphs(command)[0]}"
+        for words, command in commands(group, name)
+    )
 
 
 def _section(words: str, command: Any) -> Iterator[str]:
@@ -69,14 +72,6 @@ def _line(declared: str, says: str) -> str:
 
 def _paragraphs(command: Any) -> list[str]:
     return [f"{' '.join(part.split())}\n" for part in (command.help or "").split("\n\n")]
-
-
-def _summary(command: Any) -> str:
-    return " ".join((command.help or "").split("\n\n")[0].split())
-
-
-def _anchor(words: str) -> str:
-    return words.replace(" ", "-")
 
 
 if __name__ == "__main__":

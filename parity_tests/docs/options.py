@@ -1,7 +1,7 @@
 """Whether a command that a page shows exists, with every option it is shown with; runs nothing.
 
-Of `harness` and `engine` the typer applications are asked, of mlx-lm its parser, and of `python FILE`
-the file's own text.
+Of `harness` and `engine` the typer applications are asked, of mlx-lm its parser, and of
+`python FILE` the file's own text.
 """
 
 from __future__ import annotations

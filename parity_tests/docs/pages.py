@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 SHELLS = {"sh", "bash", "shell", "console"}
-PROGRAMS = "harness engine python python3 pytest pip ruff pyright curl git mlx_lm.convert".split()
-COMMAND = re.compile(rf"^\$ |^(\w+=\S+ )*({'|'.join(map(re.escape, PROGRAMS))})( |$)")
+PROGRAMS = r"harness|engine|python3?|pytest|pip|ruff|pyright|curl|git|mlx_lm\.\w+"
+COMMAND = re.compile(rf"^\$ |^(\w+=\S+ )*({PROGRAMS})( |$)")
 COMMENT = re.compile(r"<!-- *(.*?) *-->", re.DOTALL)
-WORDS = ("not run", "full run", "exit status", "with", "before", "output varies", "output", "write", "edit")
-SAID = re.compile(rf"({'|'.join(WORDS)})(?![\w-]):? *(.*)", re.DOTALL)
+WORDS = "not run|full run|exit status|with|before|output varies|output|write|edit"
+SAID = re.compile(rf"({WORDS})(?![\w-]):? *(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class Block:
 
     @property
     def is_shell(self) -> bool:
-        """Whether a reader would take it for commands: by its language, without one by its look."""
-        return self.language in SHELLS or (not self.language and any(map(COMMAND.match, self.lines)))
+        """Whether readers take it for commands: by its language, without one by its look."""
+        if self.language:
+            return self.language in SHELLS
+        return any(map(COMMAND.match, self.lines))
 
     @property
     def text(self) -> str:

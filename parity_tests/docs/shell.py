@@ -139,8 +139,8 @@ class Shell:
         old = "".join(line[1:] + "\n" for line in block.lines if line[:1] in ("-", " "))
         new = "".join(line[1:] + "\n" for line in block.lines if line[:1] in ("+", " "))
         text = file.read_text()
-        if text.count(old) != 1:
-            raise Wrong(f"{block.place}: what is taken away is in {file.name} {text.count(old)} times")
+        if (times := text.count(old)) != 1:
+            raise Wrong(f"{block.place}: what is taken away is in {file.name} {times} times")
         file.write_text(text.replace(old, new))
 
 

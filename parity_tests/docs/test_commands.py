@@ -165,7 +165,7 @@ three
 ```
 """
     shell.page(page(text), full=False)
-    with pytest.raises(Wrong, match="is in port.py 0 times"):
+    with pytest.raises(Wrong, match=r"is in port\.py 0 times"):
         shell.page(page(text)[1:], full=False)
 
 
