@@ -21,7 +21,8 @@ CODE = re.compile(r"(^ *(```+|~~~+).*?^ *\2 *$|`[^`\n]+`)", re.DOTALL | re.MULTI
 
 def on_files(files: Any, config: Any) -> Any:
     """Put the pages of the top beside the others."""
-    from mkdocs.structure.files import File
+    # mkdocs is in the environment of ci/docs.py alone.
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
     for name in PAGES:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
