@@ -20,7 +20,7 @@ from pathlib import Path
 from parity_tests.docs.options import ENVIRONMENT
 from parity_tests.docs.pages import ROOT, Block, Command
 
-COPIED = ("golden", "docs", "ci", "benchmarks", "harness/backends", "README.md", "constraints.txt")
+COPIED = ("golden", "docs", "ci", "benchmarks", "README.md", "constraints.txt")
 BY_BASH = re.compile(r"[|&;<>$`]|^[A-Z_0-9]+=")
 SECONDS = 240
 
