@@ -169,6 +169,31 @@ three
         shell.page(page(text)[1:], full=False)
 
 
+def test_words_stand_for_values_and_what_readers_are_not_shown_runs_first(shell):
+    text = """
+<!-- with FILE=notes.txt -->
+<!-- before: echo one > notes.txt
+echo two >> notes.txt -->
+```console
+$ cat FILE \\
+    FILE
+one
+two
+one
+two
+```
+"""
+    shell.page(page(text), full=False)
+    assert shell.ran == ["echo one > notes.txt", "echo two >> notes.txt", "cat notes.txt notes.txt"]
+
+
+def test_output_that_varies_is_not_compared_and_its_command_is_still_run(shell):
+    text = "<!-- output varies: luck -->\n```console\n$ python -c 'print({})'\nfive\n```\n"
+    shell.page(page(text.format("5")), full=False)
+    with pytest.raises(Wrong, match="exit status 1, not 0"):
+        shell.page(page(text.format("1 / 0")), full=False)
+
+
 def test_a_comment_above_nothing_is_refused():
     with pytest.raises(ValueError, match=r"PAGE\.md:2: <!-- not run --> above no block"):
         page("<!-- not run: a GPU -->\nSome text.\n")
