@@ -73,7 +73,7 @@ class Block:
         for at, line in enumerate(self.lines, self.at + 1):
             if open_line:
                 last = found[-1]
-                found[-1] = Command(f"{last.line.rstrip(chr(92))} {line.strip()}", last.at)
+                found[-1] = Command(f"{last.line[:-1].rstrip()} {line.strip()}", last.at)
             elif session and not line.startswith("$ "):
                 if found:
                     found[-1] = Command(found[-1].line, found[-1].at, (*found[-1].shown, line))

@@ -34,6 +34,7 @@ def test_commands_run_as_shown(shell, name):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [name for name in NAMES if runs(name, full=True)])
 def test_long_commands_run_as_shown(shell, name):
     shell.page(of_page(ROOT / name), full=True)
