@@ -16,6 +16,7 @@ HTML comments above a block, which no reader of the page sees, say what is to be
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,21 +67,23 @@ class Block:
         return "".join(f"{line}\n" for line in self.lines)
 
     def commands(self) -> list[Command]:
-        """Lines that end in a backslash go on; with `$ ` in front of any, the rest is output."""
+        """With `$ ` in front of any line, the others are output.
+
+        A line that ends in a backslash goes on, and so does one whose quotes are still open.
+        """
         session = any(line.startswith("$ ") for line in self.lines)
         found: list[Command] = []
-        open_line = False
         for at, line in enumerate(self.lines, self.at + 1):
-            if open_line:
-                last = found[-1]
+            last = found[-1] if found else Command("", at)
+            if last.line.endswith("\\"):
                 found[-1] = Command(f"{last.line[:-1].rstrip()} {line.strip()}", last.at)
+            elif _has_open_quotes(last.line):
+                found[-1] = Command(f"{last.line}\n{line}", last.at)
             elif session and not line.startswith("$ "):
                 if found:
-                    found[-1] = Command(found[-1].line, found[-1].at, (*found[-1].shown, line))
-                continue
+                    found[-1] = Command(last.line, last.at, (*last.shown, line))
             elif line.strip() and not line.startswith("#"):
                 found.append(Command(line.removeprefix("$ "), at))
-            open_line = line.endswith("\\")
         return [Command(self._meant(c.line), c.at, c.shown) for c in found]
 
     def before(self) -> list[Command]:
@@ -93,6 +96,14 @@ class Block:
             word, _, value = pair.partition("=")
             line = re.sub(rf"\b{re.escape(word)}\b", value, line)
         return line
+
+
+def _has_open_quotes(line: str) -> bool:
+    try:
+        shlex.split(line, comments=True)
+    except ValueError:
+        return True
+    return False
 
 
 def blocks(text: str, page: str) -> Iterator[Block]:

@@ -182,10 +182,15 @@ one
 two
 one
 two
+$ python -c "
+print('three')"
+three
 ```
 """
     shell.page(page(text), full=False)
-    assert shell.ran == ["echo one > notes.txt", "echo two >> notes.txt", "cat notes.txt notes.txt"]
+    before = ["echo one > notes.txt", "echo two >> notes.txt"]
+    shown = ["cat notes.txt notes.txt", "python -c \"\nprint('three')\""]
+    assert shell.ran == before + shown
 
 
 def test_output_that_varies_is_not_compared_and_its_command_is_still_run(shell):
