@@ -42,7 +42,8 @@ class Prefill:
         end = min(total, job.at - job.at % self._chunk + self._chunk)
         tokens = mx.array([job.known[job.at : end]])
         logits = self._decoder(tokens, job.cache, length=total, last=True)[0, -1]
-        mx.eval(logits)
+        # Of a chunk that others follow, the last block and the head are nobody's wish.
+        mx.eval(logits if end == total else [layer.arrays for layer in job.cache])
         count, job.at = end - job.at, end
         if end % self._chunk == 0 or not self._whole_chunks:
             self._prefixes.put(job.known[:end], total, lambda n: last_tokens(job.cache, n))

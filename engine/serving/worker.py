@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..errors import InvalidRequest, QueueFull, ShuttingDown
-from ..generate import PREFILL_CHUNK, check_prompt
+from ..generate import check_prompt
 from ..runtime import peak_memory
 from .job import Job
 from .prefill import Prefill
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Done", "Piece", "Request", "Ticket", "Worker", "WorkerStatus"]
 
+CHUNK = 512  # tokens of a prompt that the rows wait for between two steps
 _FAILURES = 3  # of MLX, one after the other: it will not come back
 _TIDY = 256  # turns between two times that MLX gives back memory nobody uses
 _RECENT = 5.0  # seconds that tokens per second are taken over
@@ -57,7 +58,7 @@ class Worker:
         max_rows: int = 8,
         queue: int = 64,
         prefix_cache_bytes: int = 1 << 30,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int = CHUNK,
         deterministic: bool = False,
         max_prompt_tokens: int | None = None,
         max_tokens: int | None = None,
