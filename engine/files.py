@@ -8,6 +8,7 @@ configuration means is `engine/config.py`'s. The network is touched for a Hub id
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import re
 import sysconfig
@@ -25,6 +26,7 @@ HUB_PATTERNS = ("*.json", "*.safetensors", "*.npz", "*.model", "*.txt", "*.jinja
 # in Meta's layout.
 HUB_IGNORED = (*(f"*/{pattern}" for pattern in HUB_PATTERNS[:-1]), "consolidated*")
 _NPZ_SHARD = re.compile(r"weights\.\d+\.npz")  # of early conversions of large models
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -162,6 +164,11 @@ def _hub_failure(name: str, revision: str | None, cause: BaseException) -> str:
     def met(kind: type[BaseException]) -> bool:
         return any(isinstance(each, kind) for each in chain)
 
+    if any(isinstance(each, OSError) and each.errno in _NO_ROOM for each in chain):
+        return (
+            f"{place} does not fit into {constants.HF_HUB_CACHE} ({_line(chain[-1])}): make room "
+            "there, or set HF_HOME to another place; what was fetched is kept"
+        )
     if met(errors.OfflineModeIsEnabled):
         return f"{place} is not in the cache, and HF_HUB_OFFLINE is set: unset it to download"
     if met(errors.GatedRepoError):

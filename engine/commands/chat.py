@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..console import remark
 from ..options import Backend, Device, Dtype, ModelOption, Revision
 from ._sampling import (
     Bias,
@@ -94,10 +95,10 @@ def chat(
     tokenizer = running.tokenizer()
     before: list[Message] = [{"role": "system", "content": system}] if system else []
     tokenizer.chat([*before, _user("Hello")])  # what the template refuses is said at once
-    print(f"sampling: {told(sampling, defaults)}", file=sys.stderr)
+    remark(f"sampling: {told(sampling, defaults)}")
     terminal = sys.stdin.isatty()
     if terminal:
-        print(HELP, file=sys.stderr)
+        remark(HELP)
     said, turn = list(before), 0
     for text in _messages(terminal):
         if text == EXIT:
@@ -105,7 +106,7 @@ def chat(
         if text == RESET:
             said, turn = list(before), 0
         elif text.startswith("/") and len(text.split()) == 1:
-            print(HELP if text == ASK else f"{text} is no command; {HELP}", file=sys.stderr)
+            remark(HELP if text == ASK else f"{text} is no command; {HELP}")
         else:
             said.append(_user(text))
             try:
@@ -113,7 +114,7 @@ def chat(
             except EngineError as error:
                 if not terminal:
                     raise
-                print(f"engine: {error}", file=sys.stderr)
+                remark(f"engine: {error}")
                 said.pop()
                 continue
             said.append({"role": "assistant", "content": answer})
@@ -145,7 +146,7 @@ def _answer(
         pieces.append(answer.finish())
         print(pieces[-1], flush=True)
         if note:
-            print(note, file=sys.stderr)
+            remark(note)
     return "".join(pieces)
 
 
@@ -198,7 +199,7 @@ def _lines(terminal: bool) -> Iterator[str]:
         try:
             yield input(">>> ")
         except KeyboardInterrupt:
-            print(f"\n{EXIT} or Ctrl-D ends the conversation", file=sys.stderr)
+            remark(f"\n{EXIT} or Ctrl-D ends the conversation")
         except EOFError:
             print()
             return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..console import remark
 from ..options import Backend, Device, Dtype, ModelOption, Revision
 from ._sampling import (
     Bias,
@@ -112,17 +112,17 @@ def generate(
     print(answer.finish(), flush=True)
     if logprobs is not None:
         _print_logprobs(taken, tokenizer)
-    print(f"sampling: {told(sampling, defaults)}", file=sys.stderr)
-    print(f"prompt: {timing.prompt_tokens} tokens, {rate(timing.prompt_rate)}", file=sys.stderr)
-    print(f"decode: {timing.tokens} tokens, {rate(timing.decode_rate)}", file=sys.stderr)
-    print(f"peak memory: {running.peak_memory() / 2**20:.1f} MiB", file=sys.stderr)
-    print(f"backend={running.backend} device={running.device}", file=sys.stderr)
+    remark(f"sampling: {told(sampling, defaults)}")
+    remark(f"prompt: {timing.prompt_tokens} tokens, {rate(timing.prompt_rate)}")
+    remark(f"decode: {timing.tokens} tokens, {rate(timing.decode_rate)}")
+    remark(f"peak memory: {running.peak_memory() / 2**20:.1f} MiB")
+    remark(f"backend={running.backend} device={running.device}")
 
 
 def _print_logprobs(steps: Sequence[Step], tokenizer: Tokenizer) -> None:
     """A line a token: its log-probability, its text, then the likeliest."""
-    print("log-probabilities:", file=sys.stderr)
+    remark("log-probabilities:")
     for step in steps:
         best = ", ".join(f"{tokenizer.decode([id])!r} {value:.3f}" for id, value in step.best)
         line = f"  {step.logprob:8.3f}  {tokenizer.decode([step.token])!r:<16}"
-        print(f"{line}  of {best}" if best else line.rstrip(), file=sys.stderr)
+        remark(f"{line}  of {best}" if best else line.rstrip())

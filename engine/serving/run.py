@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
+from ..console import remark
 from ..errors import EngineError
 from .app import application
 from .service import Service
@@ -89,9 +89,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> Any:
         if self.should_exit:
-            sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(128 + sig)
         self.should_exit = self._service.closing = True
         name = signal.Signals(sig).name
-        print(f"{name}: finishing what runs; once more ends at once", file=sys.stderr, flush=True)
+        remark(f"{name}: finishing what runs; once more ends at once")

@@ -59,8 +59,10 @@ def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any]
                 f"tensor {name!r} is float64, which MLX does not write to safetensors: cast it to "
                 "float32, or write .npz"
             )
-    # transformers asks for a format of which it knows that the names are PyTorch's.
-    mx.save_safetensors(str(path), dict(tensors), {"format": "pt"})
+    # To a file of Python's, whose errors say what the system said. transformers asks for a format
+    # of which it knows that the names are PyTorch's.
+    with path.open("wb") as file:
+        mx.save_safetensors(file, dict(tensors), {"format": "pt"})
 
 
 def _check(path: Path) -> None:
