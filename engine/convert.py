@@ -83,7 +83,8 @@ def convert(
             write_weights(target, tensors, config if target.suffix == ".npz" else None)
     except OSError as cause:
         raise EngineError(
-            f"{target} cannot be written ({cause.strerror or cause}): check place, room and permissions"
+            f"{target} cannot be written ({cause.strerror or cause}): check place, room and "
+            "permissions"
         ) from None
     return target
 

@@ -70,7 +70,11 @@ class Keys:
 
 
 class BodyLimit:
-    """Refuses bodies of more than `limit` bytes, by their header or once they are that long."""
+    """Refuses bodies of more than `limit` bytes, by their header or once they are that long.
+
+    As many bytes again are read and dropped before: a client that still sends when its connection
+    is closed does not see the answer.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self._limit = app, limit
@@ -84,12 +88,12 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
             return
         read = 0
-        started = False
+        more = started = False
 
         async def counted() -> Message:
-            nonlocal read
+            nonlocal read, more
             message = await receive()
-            read += len(message.get("body", b""))
+            read, more = read + len(message.get("body", b"")), message.get("more_body", False)
             if read > self._limit:
                 raise _TooLarge
             return message
@@ -103,9 +107,13 @@ class BodyLimit:
             await self.app(scope, counted, noted)
         except _TooLarge:
             if not started:
-                await self._refuse(scope, receive, send)
+                await self._refuse(scope, receive, send, more)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, more: bool = True) -> None:
+        left = self._limit
+        while more and left > 0:
+            message = await receive()
+            left, more = left - len(message.get("body", b"")), message.get("more_body", False)
         problem = Problem(413, f"the body has more than {self._limit:,} bytes: send less")
         answer = response(scope["path"], problem)
         answer.headers["Connection"] = "close"  # what follows on it is the rest of that body

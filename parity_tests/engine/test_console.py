@@ -102,13 +102,13 @@ def test_output_that_has_no_room_is_one_line(command):
 def test_remarks_that_have_no_room_stop_nothing():
     command = ["generate", "--backend", "mlx", "--model", "tiny-llama", "--prompt", "def main("]
     told = []
-    for stderr in (subprocess.PIPE, open("/dev/full", "w")):
-        run = subprocess.run(
-            [sys.executable, "-m", "engine", *command, "--max-tokens", "4"],
-            stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT,
-        )  # fmt: skip
+    for log in (os.devnull, "/dev/full"):
+        with open(log, "w") as stderr:
+            run = subprocess.run(
+                [sys.executable, "-m", "engine", *command, "--max-tokens", "4"],
+                stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT,
+            )  # fmt: skip
         told.append((run.returncode, run.stdout))
-    stderr.close()
     assert told[0] == told[1] and told[0][0] == 0 and told[0][1].strip()
 
 
