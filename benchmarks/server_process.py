@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "golden" / "models"
 TEMPLATE = (
@@ -33,6 +35,11 @@ class Server:
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What all its threads have computed, which says something on a busy machine, too."""
+        return sum(psutil.Process(self.process.pid).cpu_times()[:2])
 
     def metrics(self) -> dict[str, float]:
         """Figures of /metrics by name, labels included."""
