@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import EngineError
-from . import anthropic, openai, page, shimmy, status
+from . import anthropic, openai, page, shimmy, status, tokens
 from .answers import ClientGone
 from .guard import BodyLimit, Hosts, Keys
 from .problems import Problem, of_validation, problem_of, response
@@ -48,6 +48,7 @@ def application(service: Service) -> FastAPI:
         openai.routes(service),
         anthropic.routes(service),
         shimmy.routes(service),
+        tokens.routes(service),
         status.routes(service),
         page.routes(),
     ):

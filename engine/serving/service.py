@@ -77,14 +77,24 @@ class Service:
 
         `more` are variables of the template. Raises InvalidPrompt, InvalidTemplate, InvalidRequest.
         """
+        text = await self.rendered(messages, tools=tools, more=more) + begun
+        return tuple(await asyncio.to_thread(self.tokenizer.encode, text, special=False))
+
+    async def rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        generation: bool = True,
+        more: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation; `generation` asks for the beginning of an answer."""
         if taken := sorted(_RESERVED & set(more or ())):
             raise InvalidRequest(f"chat_template_kwargs.{taken[0]} has a field of its own")
-
-        def ids() -> list[int]:
-            text = self._templates.render(messages, tools=tools, generation=True, **(more or {}))
-            return self.tokenizer.encode(text + begun, special=False)
-
-        return tuple(await asyncio.to_thread(ids))
+        render = self._templates.render
+        return await asyncio.to_thread(
+            render, messages, tools=tools, generation=generation, **(more or {})
+        )
 
     async def grammar(self, kind: str, source: Any) -> Any:
         """A compiled constraint: `kind` is "json_schema" or "regex". Raises InvalidRequest."""
