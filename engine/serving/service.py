@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ class Service:
     aliases: frozenset[str] = frozenset()  # other names of the model
     details: Mapping[str, Any] = field(default_factory=dict)  # for those who list models
     closing: bool = False
+    conversations: int = 0  # on WebSockets, which uvicorn does not let finish
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.worker)
@@ -102,6 +104,15 @@ class Service:
 
         build = getattr(Constraint, kind)
         return await asyncio.to_thread(build, source, self.tokenizer, self.vocab)
+
+    @contextmanager
+    def conversation(self) -> Iterator[None]:
+        """Count a WebSocket while it is answered."""
+        self.conversations += 1
+        try:
+            yield
+        finally:
+            self.conversations -= 1
 
     def submit(self, requests: Sequence[Request]) -> list[Any]:
         """Tickets for all requests or, where the queue has no room for all, for none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,6 +36,16 @@ def test_a_hash_is_read_once(file, at_once, monkeypatch):
     assert found == {file: hashlib.sha256(b"one").hexdigest()}
     monkeypatch.setattr(hashes, "_digest", lambda path: pytest.fail("read again"))
     assert hashes.sha256_of([file]) == found and hashes.known_sha256(file) == found[file]
+
+
+def test_what_takes_long_is_told(file, monkeypatch, capsys):
+    digest = hashes._digest
+    monkeypatch.setattr(hashes, "_digest", lambda path: (time.sleep(0.2), digest(path))[1])
+    hashes.sha256_of([file])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(hashes, "PATIENCE", 0.01)
+    hashes.sha256_of([file])
+    assert capsys.readouterr().err == f"reading {file} for its sha256, which is remembered\n"
 
 
 def test_a_file_that_is_still_warm_is_not_remembered(file):

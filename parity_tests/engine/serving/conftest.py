@@ -157,12 +157,10 @@ def running(service: Service) -> Iterator[str]:
     """The application on a socket, in a thread of this process; gives its address."""
     import uvicorn
 
-    from engine.serving.app import application
-    from engine.serving.run import listen, url
+    from engine.serving.run import config_of, listen, url
 
     bound = listen(Settings(port=0))
-    config = uvicorn.Config(application(service), lifespan="off", log_level="critical", ws="none")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config_of(service))
     thread = threading.Thread(target=server.run, args=([bound],))
     thread.start()
     try:
