@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from ..errors import CorruptWeights, UnsupportedFormat
+from ..errors import CorruptWeights, UnsupportedFormat, one_line
 
 # Bytes per element of the dtypes MLX reads as what they are; F8 it reads as bytes, F64 not.
 _DTYPES = (
@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, mx.array]:
     try:
         return cast(dict[str, mx.array], mx.load(str(path)))
     except (RuntimeError, ValueError) as cause:
-        raise CorruptWeights(f"MLX cannot read {path} ({' '.join(str(cause).split())})") from None
+        raise CorruptWeights(f"MLX cannot read {path} ({one_line(cause)})") from None
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
