@@ -71,3 +71,8 @@ class ShuttingDown(EngineError):
 
 class GenerationFailed(EngineError):
     """The worker gave a request up."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error of somebody else's on one line, short enough to read."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..console import printable, remark
+
 if TYPE_CHECKING:
     from ..backend import Choice
 
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
 def tell(choice: Choice) -> None:
     """Print which backend was chosen, and why."""
     why, *details = choice.reason.splitlines()
-    print(f"backend: {choice.backend}, {why}", file=sys.stderr)
+    remark(f"backend: {choice.backend}, {why}")
     for line in details:
-        print(f"  {line}", file=sys.stderr)
+        remark(f"  {line}")
 
 
 def print_json(value: Any) -> None:
@@ -32,8 +34,6 @@ def show(what: Any, notes: Iterable[str] = ()) -> None:
     from rich.console import Console
     from rich.padding import Padding
 
-    from ..console import printable
-
     width = None if sys.stdout.isatty() else 100
     screen = Console(width=width, highlight=False, markup=False, emoji=False)
     screen.print(what)
@@ -43,10 +43,8 @@ def show(what: Any, notes: Iterable[str] = ()) -> None:
 
 def tell_skipped(skipped: Iterable[str]) -> None:
     """Say what a search passed over."""
-    from ..console import printable
-
     for why in skipped:
-        print(f"skipped: {printable(why)}", file=sys.stderr)
+        remark(f"skipped: {printable(why)}")
 
 
 def table(*columns: str) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from ..console import remark
 from ..options import AsJson, Backend, Device, Dtype, ModelOption, Revision
 
 
@@ -37,7 +37,7 @@ def bench(
     def told(run, timing) -> None:
         what = f"run {run} of {runs}" if run else "warm-up"
         speeds = f"prefill {rate(timing.prompt_rate)}, decode {rate(timing.decode_rate)}"
-        print(f"{what}: {speeds}", file=sys.stderr)
+        remark(f"{what}: {speeds}")
 
     figures = measure(running, prompt_tokens, tokens, runs, told)
     if json:
@@ -56,4 +56,4 @@ def bench(
             shown.add_row(name, *(f"{number * factor:.1f}" for number in numbers), unit)
     show(shown)
     print(f"{prompt_tokens} + {tokens} tokens, {runs} runs; peak memory {size(figures.memory)}")
-    print(f"backend={running.backend} device={running.device}", file=sys.stderr)
+    remark(f"backend={running.backend} device={running.device}")

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import Backend, Device, Dtype, ModelOption, Revision
-from ._sampling import (
-    Bias,
-    Defaults,
-    Frequency,
-    MinP,
-    OrderName,
-    Presence,
-    Repetition,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    TypicalP,
-)
+from ..console import remark
+from ..options import Backend, Device, Dtype, ModelOption, Revision, StopToken
+from ._sampling import with_sampling
 
 if TYPE_CHECKING:
     from ..generate import Step
     from ..tokenizer import Tokenizer
 
 
+@with_sampling
 def generate(
     model: ModelOption,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
@@ -36,6 +24,7 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text to end before; may be given again.")
     ] = None,
+    stop_token: StopToken = None,
     json_schema: Annotated[
         str | None, typer.Option(help="Write JSON that this schema, text or a file, validates.")
     ] = None,
@@ -50,21 +39,11 @@ def generate(
     dtype: Dtype = None,
     device: Device = None,
     revision: Revision = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    typical_p: TypicalP = None,
-    repetition_penalty: Repetition = None,
-    presence_penalty: Presence = None,
-    frequency_penalty: Frequency = None,
-    logit_bias: Bias = None,
-    seed: Seed = None,
-    order: OrderName = None,
-    defaults: Defaults = False,
+    *,
+    wishes: Mapping[str, Any],
 ) -> None:
     """Continue a prompt, greedily unless asked otherwise; figures go to stderr."""
-    from ..answer import Answer
+    from ..answer import Answer, stop_tokens
     from ..backend import choose_backend, open_model
     from ..errors import InvalidPrompt
     from ..files import find_model
@@ -75,31 +54,18 @@ def generate(
     if not prompt:
         raise InvalidPrompt("--prompt is empty: give a text to continue")
     files = find_model(model, revision)
-    sampling = sampling_of(
-        files.folder,
-        defaults,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=logit_bias,
-        seed=seed,
-        order=order,
-    )
+    sampling = sampling_of(files.folder, wishes)
     choice = choose_backend(files, backend, device, dtype)
     tell(choice)
     running = open_model(files, choice.backend, dtype, device)
     tokenizer = running.tokenizer()
     constraint = constraint_of(json_schema, regex, tokenizer, running.vocab)
-    timing, answer, taken = Timing(), Answer(tokenizer, stop or ()), []
+    ends = tokenizer.eos_ids | stop_tokens(stop_token or (), tokenizer, running.vocab)
+    timing, answer, taken = Timing(), Answer(tokenizer, stop or (), ends=ends), []
     for step in running.steps(
         tokenizer.prompt(prompt),
         max_tokens,
-        stop=tokenizer.eos_ids,
+        stop=ends,
         timing=timing,
         sampling=sampling,
         constraint=constraint,
@@ -112,17 +78,17 @@ def generate(
     print(answer.finish(), flush=True)
     if logprobs is not None:
         _print_logprobs(taken, tokenizer)
-    print(f"sampling: {told(sampling, defaults)}", file=sys.stderr)
-    print(f"prompt: {timing.prompt_tokens} tokens, {rate(timing.prompt_rate)}", file=sys.stderr)
-    print(f"decode: {timing.tokens} tokens, {rate(timing.decode_rate)}", file=sys.stderr)
-    print(f"peak memory: {running.peak_memory() / 2**20:.1f} MiB", file=sys.stderr)
-    print(f"backend={running.backend} device={running.device}", file=sys.stderr)
+    remark(f"sampling: {told(sampling, wishes)}")
+    remark(f"prompt: {timing.prompt_tokens} tokens, {rate(timing.prompt_rate)}")
+    remark(f"decode: {timing.tokens} tokens, {rate(timing.decode_rate)}")
+    remark(f"peak memory: {running.peak_memory() / 2**20:.1f} MiB")
+    remark(f"backend={running.backend} device={running.device}")
 
 
 def _print_logprobs(steps: Sequence[Step], tokenizer: Tokenizer) -> None:
     """A line a token: its log-probability, its text, then the likeliest."""
-    print("log-probabilities:", file=sys.stderr)
+    remark("log-probabilities:")
     for step in steps:
         best = ", ".join(f"{tokenizer.decode([id])!r} {value:.3f}" for id, value in step.best)
         line = f"  {step.logprob:8.3f}  {tokenizer.decode([step.token])!r:<16}"
-        print(f"{line}  of {best}" if best else line.rstrip(), file=sys.stderr)
+        remark(f"{line}  of {best}" if best else line.rstrip())

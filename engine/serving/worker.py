@@ -13,14 +13,14 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..errors import InvalidRequest, QueueFull, ShuttingDown
+from ..errors import InvalidRequest, QueueFull, ShuttingDown, one_line
 from ..generate import check_prompt
 from ..runtime import peak_memory
 from .job import Job
@@ -28,6 +28,7 @@ from .prefill import Prefill
 from .prefixes import Prefixes
 from .requests import Done, Piece, Request, WorkerStatus
 from .rows import Rows
+from .tally import Tally
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ __all__ = ["Done", "Piece", "Request", "Ticket", "Worker", "WorkerStatus"]
 CHUNK = 512  # tokens of a prompt that the rows wait for between two steps
 _FAILURES = 3  # of MLX, one after the other: it will not come back
 _TIDY = 256  # turns between two times that MLX gives back memory nobody uses
-_RECENT = 5.0  # seconds that tokens per second are taken over
 _LONGEST_WAIT = 600.0  # seconds; further no estimate reaches
 
 
@@ -79,8 +79,7 @@ class Worker:
         self._closing = self._abandoned = False
         self._dead: str | None = None
 
-        self._counts: Counter[str] = Counter()
-        self._recent: deque[tuple[float, int]] = deque()  # when, tokens made
+        self._counts = Tally()
         self._turn_seconds = 0.0
         self._failures = self._turns = 0
         self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
@@ -116,27 +115,17 @@ class Worker:
     @property
     def status(self) -> WorkerStatus:
         """How it is now."""
-        now, counts = time.monotonic(), self._counts
-        tokens = sum(made for when, made in list(self._recent) if when > now - _RECENT)
         return WorkerStatus(
             waiting=len(self._waiting),
             running=len(self._rows.jobs) + len(self._filling),
             rows=self._max_rows,
             queue=self._queue,
-            tokens_per_second=tokens / _RECENT,
             cache_bytes=self._prefixes.nbytes,
             row_bytes=self._rows.nbytes,
             peak_memory=peak_memory(),
-            requests=counts["requests"],
-            prompt_tokens=counts["prompt_tokens"],
-            cached_tokens=counts["cached_tokens"],
-            generated_tokens=counts["generated_tokens"],
-            cache_hits=counts["cache_hits"],
-            cache_misses=counts["cache_misses"],
-            cancelled=counts["cancelled"],
-            failed=counts["error"],
             closing=self._closing,
             dead=self._dead,
+            **self._counts.figures(),  # type: ignore[arg-type]
         )
 
     def close(self, *, finish: bool = True, seconds: float | None = None) -> None:
@@ -197,7 +186,7 @@ class Worker:
             while self._has_work():
                 self._turn()
         except Exception as cause:
-            self._die(" ".join(str(cause).split()) or type(cause).__name__)
+            self._die(one_line(cause))
         finally:
             # A thread that ends with streams of its own can take the process with it at exit.
             self._prefixes.clear()
@@ -220,11 +209,8 @@ class Worker:
         self._step(self._feed())
         if self._failures >= _FAILURES:
             raise RuntimeError(f"MLX failed {_FAILURES} times without a success in between")
-        now = time.monotonic()
-        self._turn_seconds += 0.1 * (now - begin - self._turn_seconds)
-        self._recent.append((now, self._counts["generated_tokens"] - made))
-        while self._recent[0][0] < now - _RECENT:
-            self._recent.popleft()
+        self._turn_seconds += 0.1 * (time.monotonic() - begin - self._turn_seconds)
+        self._counts.made(self._counts["generated_tokens"] - made)
         self._turns += 1
         if self._turns % _TIDY == 0:
             mx.clear_cache()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import UnsupportedArchitecture
+from engine.errors import UnsupportedArchitecture, one_line
 from engine.files import ModelFiles
 
 from ..errors import ReferenceUnavailable
@@ -23,7 +23,6 @@ from ._transformers import (
     decoder_layers,
     import_torch,
     last_norm,
-    one_line,
     size_of,
     threads_for,
     unpack_mxfp4,

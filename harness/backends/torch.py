@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.errors import BackendUnavailable
+from engine.errors import BackendUnavailable, one_line
 
 from ..errors import ReferenceUnavailable
 from ..tokenizers.sides import Side, transformers_side
@@ -30,7 +30,6 @@ from ._transformers import (
     last_norm,
     lift,
     load_model,
-    one_line,
     size_of,
     threads_for,
 )

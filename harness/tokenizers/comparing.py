@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..backends._transformers import one_line
+from engine.errors import one_line
+
 from ..errors import BadOption, ServerStopped
 from ..probes import TEXTS
 from ..types import FAIL, PASS, SEVERITY, SKIP
@@ -144,6 +145,7 @@ class _Input:
 
 
 _COUNT = next(question for question in QUESTIONS if question.kind == PROMPT)
+_IDS = next(question for question in QUESTIONS if question.name == "ids")
 
 
 def _inputs(side: Side, count: int, seed: int) -> dict[str, list[_Input]]:
@@ -162,9 +164,18 @@ def _inputs(side: Side, count: int, seed: int) -> dict[str, list[_Input]]:
     walked = [_Input(w, f"random ids {i} of seed {seed}", True) for i, w in enumerate(drawn)]
     chats = [_Input(c, f"{c.name}: {c.reason}", False) for c in CONVERSATIONS]
     probes = list(_spelt(side, [_Input(text, name, False) for name, text in TEXTS.items()]))
-    # A text of no ids is none: mlx_lm.server ends at one, and answers nothing more.
-    prompts = [text for text in texts if side.count is None or _ask(_COUNT, side, text.value)]
+    prompts = [text for text in texts if side.count is None or _is_prompt(side, text.value)]
     return {TEXT: texts, PROMPT: prompts, SPELT: probes, WALK: [*spelt, *walked], CHAT: chats}
+
+
+def _is_prompt(side: Side, text: str) -> bool:
+    """Whether servers have to agree how many ids a text comes to. Of no ids it is none:
+    mlx_lm.server ends at one, and answers nothing more. That a text which begins with BOS gets
+    another is right for one server and a defect for the next."""
+    assert side.facts is not None
+    ids = _ask(_IDS, side, text)
+    begun = isinstance(ids, tuple) and ids[1][:1] == (side.facts["bos_id"],)
+    return bool(_ask(_COUNT, side, text)) and not begun
 
 
 def _spelt(side: Side, texts: Sequence[_Input]) -> Iterator[_Input]:

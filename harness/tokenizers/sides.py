@@ -196,6 +196,8 @@ def server_side(server: Any, special: frozenset[int] = frozenset()) -> Side:
         body = {"messages": list(c.messages), "add_generation_prompt": generation}
         if c.tools is not None:
             body["tools"] = list(c.tools)
+        if c.more:
+            body["chat_template_kwargs"] = c.more
         told = asked("/apply-template", body, "prompt")
         return REFUSED if told is None else told
 
