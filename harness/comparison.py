@@ -128,6 +128,7 @@ class Comparison:
         self.inner: list[SiteDiff] = []  # modules inside blocks, where they were looked at
         self.tell = progress or (lambda done, total, what: None)
         self._observed: dict[str, Observation] = {}
+        self._bare: tuple[Probe, np.ndarray] | None = None
 
     @property
     def window(self) -> int | None:
@@ -159,6 +160,18 @@ class Comparison:
             self.observation(probe)
         self.tell(len(self.probes), len(self.probes), "")
         return self.observed
+
+    def evidence(self, probe: Probe) -> Evidence:
+        """What a probe is judged against: as it was observed, where it was."""
+        seen = self._observed.get(probe.name)
+        known = seen is not None and seen.probe == probe
+        return seen.evidence if known else self.reference.evidence(probe)
+
+    def bare(self, probe: Probe) -> np.ndarray:
+        """Logits of the pass that serves users, nobody watching; those of one probe are kept."""
+        if self._bare is None or self._bare[0] != probe:
+            self._bare = probe, self.candidate.forward(probe.tokens)
+        return self._bare[1]
 
     def settle(self) -> None:
         """Add probes of every kind that is not decided yet, until it is, or MOST are reached."""
@@ -243,9 +256,9 @@ class Comparison:
             if site.kind == "module":
                 shapes[site] = actual.shape
 
-        feed = self.reference.evidence(probe).feed
-        self.candidate.forward(probe.tokens, observe, feed=feed, inside=block)
-        return self.reference.inside(probe, block, shapes) if shapes else None
+        known = self.evidence(probe)
+        self.candidate.forward(probe.tokens, observe, feed=known.feed, inside=block)
+        return self.reference.inside(probe, block, shapes, known) if shapes else None
 
     def _observe(self, probe: Probe) -> None:
         evidence = self.reference.evidence(probe)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from engine.files import find_model
+from engine.weights import floating_dtypes
 
 from . import environment, memory
 from .backends import Request, only_dtype
@@ -81,7 +82,8 @@ def compare(
     verdict = into if into is not None else Verdict("", "", "", "", "")
     verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
     verdict.dtype = dtype
-    for rung in _rungs(candidate, reference, Request(files, dtype, device)):
+    rungs, truth = _rungs(candidate, reference, Request(files, dtype, device)), None
+    for rung in rungs:
         verdict.dtype = rung
         request = Request(files, rung, device, allow=allow)
         live = reference.partition(":")[0] != "golden"
@@ -90,7 +92,11 @@ def compare(
         )
         if parts and (until_decided or depth != "block"):
             raise BadOption("--until-decided and --depth module need the whole model in memory")
-        comparison = load_sides(request, candidate, reference, progress, verdict.seconds, parts)
+        later = rung != rungs[-1] and floating_dtypes(files.weights) == {rungs[-1]}
+        comparison = load_sides(
+            request, candidate, reference, progress, verdict.seconds, parts,
+            truth=truth, keep=later,
+        )  # fmt: skip
         comparison.probes += _prompts(prompts, comparison)
         comparison.probes = _of_kinds(comparison.probes, kinds)
         comparison.depth = depth
@@ -102,6 +108,10 @@ def compare(
         if until_decided:
             comparison.settle()
         ask(comparison, questions, verdict)
+        # The oracle of a model that is stored at a later rung's dtype is that rung's too; all else
+        # is gone before the next rung is loaded.
+        truth = getattr(comparison.reference, "truth", None) if later else None
+        del comparison
     verdict.peak_memory_bytes = environment.peak_memory_bytes()
     return verdict
 

@@ -19,7 +19,7 @@ from engine.errors import BackendUnavailable
 from ..errors import ReferenceUnavailable
 from ..tokenizers.sides import Side, transformers_side
 from ..types import LOGITS, Site, TokenFacts
-from . import Observe, Request
+from . import Backend, Observe, Request
 from ._code import code_of
 from ._harmless import CHANGES
 from ._hooks import Hooks, to_numpy
@@ -104,6 +104,16 @@ class TorchBackend:
     def oracle(self) -> TorchBackend:
         """The same weights in float64, all islands lifted."""
         return TorchBackend(self._files, self.dtype, lifts=self)
+
+    def is_lifted_by(self, oracle: Backend) -> bool:
+        """Whether an oracle, of this model at another dtype, has these weights to the last bit."""
+        if not isinstance(oracle, TorchBackend) or oracle._files is not self._files:
+            return False
+        mine, known = self._model.state_dict(), oracle._model.state_dict()
+        return mine.keys() == known.keys() and all(
+            self._torch.equal(value.to(known[name].dtype), known[name])
+            for name, value in mine.items()
+        )
 
     @property
     def blocks(self) -> int:
