@@ -15,7 +15,7 @@ from engine.files import ModelFiles
 
 from .backends import Backend
 from .limits import Limits
-from .metrics import relative_error, token_errors
+from .metrics import both_errors
 from .policy import decide, effective_noise
 from .probes import text_settings
 from .reference import Reference
@@ -324,8 +324,8 @@ class Comparison:
             else:
                 actual = evidence.view(site, actual)
                 kept, tied = ties.kept(site), ties.tied(site)
-                error = relative_error(actual[kept], expected[kept])
-                ratios = token_errors(actual, expected) / least
+                error, errors = both_errors(actual, expected, kept)
+                ratios = errors / least
                 if not error / least <= allowed and (ratios > allowed).any():
                     token = int(np.argmax(ratios > allowed))
                 out = np.zeros(len(ratios), bool) if tied is None else tied

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -216,13 +217,17 @@ class TorchBackend:
     def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
         return reference
 
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._files, trusted=self._trusted)
+
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
         rows = self._model.get_input_embeddings().weight.shape[0]
-        return token_facts(self._files, texts, rows, trusted=self._trusted)
+        return token_facts(self._tokenizer, self._files, texts, rows)
 
     def side(self) -> Side:
         """The tokenizer, to be asked anything."""
-        return tokenizer_side(self._files, trusted=self._trusted)
+        return transformers_side(self._tokenizer, _eos_ids(self._tokenizer, self._files))
 
     def locate(self, site: Site) -> str | None:
         module = dict(self._model.named_modules()).get(site.path)
@@ -249,11 +254,8 @@ class TorchBackend:
             yield
 
 
-def token_facts(
-    files: Any, texts: Sequence[str], rows: int, *, trusted: bool = False
-) -> TokenFacts:
-    """What transformers' tokenizer of a model does. Raises ReferenceUnavailable."""
-    tokenizer = load_tokenizer(files, trusted=trusted)
+def token_facts(tokenizer: Any, files: Any, texts: Sequence[str], rows: int) -> TokenFacts:
+    """What transformers' tokenizer of a model does."""
     return TokenFacts(
         ids={text: tuple(tokenizer(text)["input_ids"]) for text in texts},
         bos_id=tokenizer.bos_token_id,
