@@ -4,11 +4,11 @@
     python benchmarks/cost.py deep words       random models of 100 million parameters and more
     python benchmarks/cost.py --reference golden; --dtype bfloat16; --processes; --table; --rest
 
-One comparison is watched first: every load and forward of both sides is written down, and those that
-an earlier one would have served are named. What is left is what the checks need (docs/COST.md says
-what that means). Then the comparison and the needed loads and forwards run turn by turn, in this
-process, or with --processes in fresh ones, imports and all; the ratio of the medians is printed,
-with the smallest and the largest of single turns. Target: at most 1.2.
+One comparison is watched first: every load and forward of both sides is written down, and those
+that an earlier one would have served are named. What is left is what the checks need
+(docs/COST.md says what that means). Then the needed loads and forwards alone and the comparison run
+turn by turn, in this process, or with --processes in fresh ones, imports and all; the ratio of the
+medians is printed, with the smallest and the largest of single turns. Target: at most 1.2.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=GOLDEN)
     parser.add_argument("--reference", default="torch")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--kinds", help="of probes, with commas between them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", action="store_true", help="fresh ones, turn by turn")
     parser.add_argument("--table", action="store_true", help="what serves which check")
@@ -67,24 +68,25 @@ def main() -> None:
 
 def report(name: str, model: Path, options: argparse.Namespace) -> None:
     """Watch one comparison, then time it, and print what was found."""
-    ledger, verdict = _watched(model, options, Ledger())
+    ledger, verdict, _ = _watched(model, options, Ledger())
     loads, forwards = ledger.needed()
     run, twice = ledger.forwards, ledger.twice()
     print(
         f"{name}, {options.reference}, {options.dtype}: {verdict.verdict}; {len(ledger.loads)} "
         f"loads, {len(run)} forwards of {sum(f.length for f, *_ in run)} tokens, "
-        f"{len(twice)} of them run twice"
+        f"{len(twice)} in vain"
     )
     for each, check, before in twice:
-        print(f"    twice: {_described(each)}, for {check}, as before for {before}")
+        print(f"    in vain: {_described(each)}, for {check}, as before for {before}")
     if options.table:
         _print_table(ledger)
     if options.processes:
         pairs = _in_processes(model, options, loads, forwards)
     else:
-        whole = lambda: compare(model, "engine", options.reference, options.dtype)  # noqa: E731
-        pairs = [(_timed(lambda: bare(model, loads, forwards)), _timed(whole))
-                 for _ in range(options.rounds)]  # fmt: skip
+        pairs = [
+            (_timed(lambda: bare(model, loads, forwards)), _timed(lambda: _compare(model, options)))
+            for _ in range(options.rounds)
+        ]
     for i, what in enumerate(("elapsed", "processor")):
         columns = [[each[i] for each in column] for column in zip(*pairs, strict=True)]
         medians = [statistics.median(column) for column in columns]
@@ -122,7 +124,15 @@ def bare(model: Path, loads: Sequence[Load], forwards: Sequence[Forward]) -> Non
                 side.forward(run.tokens[0], chunks=run.chunks)
 
 
-def _watched(model: Path, options: argparse.Namespace, ledger: Ledger) -> tuple[Ledger, Verdict]:
+def _compare(model: Path, options: argparse.Namespace, **more: Any) -> Verdict:
+    kinds = options.kinds and options.kinds.split(",")
+    return compare(model, "engine", options.reference, options.dtype, kinds=kinds, **more)
+
+
+def _watched(
+    model: Path, options: argparse.Namespace, ledger: Ledger
+) -> tuple[Ledger, Verdict, float]:
+    """A comparison that is written down, its verdict, and its seconds."""
     from harness.backends.engine import EngineBackend
 
     kinds: list[type] = [EngineBackend]
@@ -130,10 +140,10 @@ def _watched(model: Path, options: argparse.Namespace, ledger: Ledger) -> tuple[
         from harness.backends.torch import TorchBackend
 
         kinds.append(TorchBackend)
+    begin = time.perf_counter()
     with watching(ledger, *kinds):
-        return ledger, compare(
-            model, "engine", options.reference, options.dtype, progress=ledger.tell
-        )
+        verdict = _compare(model, options, progress=ledger.tell)
+    return ledger, verdict, time.perf_counter() - begin
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float]:
@@ -152,6 +162,7 @@ def _in_processes(
         alone = [__file__, str(model), "--bare", str(path)]
         whole = ["-m", "harness", "compare", "--model", str(model)]
         whole += ["--reference", options.reference, "--dtype", options.dtype]
+        whole += ["--kinds", options.kinds] if options.kinds else []
         return [(_process(alone), _process(whole)) for _ in range(options.rounds)]
 
 
@@ -202,21 +213,21 @@ def _print_table(ledger: Ledger) -> None:
         print(f"    | {side} | {dtype} | {way} | {runs} | {tokens} | {seconds:.2f} | {what} |")
 
 
-def _print_rest(ledger: Ledger, verdict: Verdict) -> None:
-    """Seconds of every stage beside its loads and forwards, and how many of those in observers."""
+def _print_rest(ledger: Ledger, verdict: Verdict, seconds: float) -> None:
+    """Seconds of every check beside its loads and forwards, and how many of those in observers."""
     spent: dict[str, float] = defaultdict(float)
-    for _, check, seconds in (*ledger.loads, *ledger.forwards):
-        spent[check] += seconds
-    whole: dict[str, float] = defaultdict(float)
-    for name, seconds in verdict.seconds.items():
-        whole["load" if name.startswith("load ") else name] += seconds
-    for check in list(spent):
-        if check.startswith("loading the "):
-            spent["load"] += spent.pop(check)
-    print("    | stage | seconds | loads and forwards | rest | of it measuring |\n    |" + "---|" * 5)
-    for name, seconds in whole.items():
-        rest, inner = seconds - spent[name], ledger.measured.get(name, 0.0)
-        print(f"    | {name} | {seconds:.3f} | {spent[name]:.3f} | {rest:.3f} | {inner:.3f} |")
+    for _, check, taken in (*ledger.loads, *ledger.forwards):
+        spent[check] += taken
+    checks = {check.name: verdict.seconds[check.name] for check in verdict.checks}
+    others = "loading, and all else"
+    spent[others] = sum(taken for check, taken in spent.items() if check not in checks)
+    rows = checks | {others: seconds - sum(checks.values())}
+    print("    | stage | seconds | loads, forwards | rest | measuring |\n    |" + "---|" * 5)
+    for name, whole in rows.items():
+        rest, inner = whole - spent[name], ledger.measured.get(name, 0.0)
+        print(f"    | {name} | {whole:.3f} | {spent[name]:.3f} | {rest:.3f} | {inner:.3f} |")
+    beside = seconds - sum(spent[name] for name in rows)
+    print(f"    | all | {seconds:.3f} | {seconds - beside:.3f} | {beside:.3f} | |")
 
 
 if __name__ == "__main__":

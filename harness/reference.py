@@ -52,9 +52,7 @@ class Reference(Protocol):
 
     def evidence(self, probe: Probe) -> Evidence: ...
 
-    def inside(
-        self, probe: Probe, block: int, shapes: Shapes, known: Evidence
-    ) -> Evidence | None:
+    def inside(self, probe: Probe, block: int, shapes: Shapes, known: Evidence) -> Evidence | None:
         """Evidence of the modules inside one block, each fed the oracle's values of the ones
         before it; None where it cannot be had. `shapes` holds what the candidate shows there:
         nothing else is fed, so that both sides compute the same from the same. `known` is the
@@ -183,9 +181,7 @@ class LiveReference:
         self._isolated(probe, evidence)
         return replace(evidence, twin=twin, tied=errors.ties.tied(LOGITS))
 
-    def inside(
-        self, probe: Probe, block: int, shapes: Shapes, known: Evidence
-    ) -> Evidence | None:
+    def inside(self, probe: Probe, block: int, shapes: Shapes, known: Evidence) -> Evidence | None:
         if self.truth is None:
             return None
         evidence = self.truth.inside(probe, block, shapes, known)
@@ -235,7 +231,6 @@ class Remembered:
         self.recorded = reference.recorded
         self.more, self.weights, self.tokens = reference.more, reference.weights, reference.tokens
         self.growth = reference.growth
-        self.side = getattr(reference, "side", lambda: None)
         self._reference = reference
         self._found: dict[Hashable, Evidence | None] = {}
 
@@ -243,14 +238,22 @@ class Remembered:
     def probes(self) -> list[Probe]:
         return self._reference.probes
 
+    def side(self) -> Any:
+        return self._side
+
+    @cached_property
+    def _side(self) -> Any:
+        from .tokenizers import remembering
+
+        side = getattr(self._reference, "side", lambda: None)()
+        return None if side is None else remembering(side)
+
     def evidence(self, probe: Probe) -> Evidence:
         found = self._remember(probe, None, lambda: self._reference.evidence(probe))
         assert found is not None
         return found
 
-    def inside(
-        self, probe: Probe, block: int, shapes: Shapes, known: Evidence
-    ) -> Evidence | None:
+    def inside(self, probe: Probe, block: int, shapes: Shapes, known: Evidence) -> Evidence | None:
         return self._remember(
             probe,
             (block, frozenset(shapes.items())),

@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 from ..backends._transformers import one_line
@@ -20,10 +19,10 @@ from ..types import FAIL, PASS, SEVERITY, SKIP
 from .corpus import CONVERSATIONS, WRITTEN, Conversation, fuzz, walks
 from .questions import CHAT, PROMPT, QUESTIONS, SPELT, TEXT, WALK, Question
 from .shrink import shrink
-from .sides import REFUSED, Side
+from .sides import REFUSED, Side, remembering
 
 SHOWN = 200  # characters of what a side said
-REMEMBERED = 1024  # encoded texts: all of a check's, which asks of 100 random ones
+REMEMBERED = 1024  # texts: all of a check's, which asks of 100 random ones
 PIECES = 3000  # tokens whose texts random texts are made of
 _SIMPLE: dict[str, Any] = {TEXT: "a", PROMPT: "a", SPELT: (0,), WALK: (0,)}
 
@@ -116,7 +115,7 @@ def compare(
         raise BadOption(f"--fuzz {count}: give a number of random texts, 0 for none")
     begin = time.perf_counter()
     tell = progress or (lambda done, total, what: None)
-    reference, candidate = _remembering(reference), _remembering(candidate)
+    reference, candidate = (remembering(side, REMEMBERED) for side in (reference, candidate))
     findings = Findings(reference.name, candidate.name, count, seed)
     findings.answers.append(_facts(reference, candidate))
     findings.answers.append(_vocabulary(reference, candidate))
@@ -148,11 +147,6 @@ class _Input:
 
 
 _COUNT = next(question for question in QUESTIONS if question.kind == PROMPT)
-
-
-def _remembering(side: Side) -> Side:
-    """The same side, that does not encode a text again for another question."""
-    return replace(side, encode=side.encode and lru_cache(REMEMBERED)(side.encode))
 
 
 def _inputs(side: Side, count: int, seed: int, kinds: Collection[str]) -> dict[str, list[_Input]]:
