@@ -129,6 +129,7 @@ class Comparison:
         self.tell = progress or (lambda done, total, what: None)
         self._observed: dict[str, Observation] = {}
         self._bare: tuple[Probe, np.ndarray] | None = None
+        self._judged: tuple[int, tuple[list[SiteDiff], list[Decision]]] | None = None
 
     @property
     def window(self) -> int | None:
@@ -203,6 +204,11 @@ class Comparison:
 
     def judged_sites(self) -> tuple[list[SiteDiff], list[Decision]]:
         """Every site of every probe observed so far, with the decision on its kind of probe."""
+        if self._judged is None or self._judged[0] != len(self._observed):
+            self._judged = len(self._observed), self._judge_sites()
+        return self._judged[1]
+
+    def _judge_sites(self) -> tuple[list[SiteDiff], list[Decision]]:
         groups: dict[tuple[str, Site, str], list[Measure]] = {}
         for measure in (m for o in self.observed for m in o.measures):
             key = measure.mode, measure.site, measure.probe.kind
