@@ -145,8 +145,9 @@ class LiveReference:
             return None
         return next((k.probe(i) for k in self._kinds if k.name == kind), None)
 
-    @cached_property
+    @property
     def _kinds(self) -> list[Kind]:
+        # Not kept: they hold this reference, and both models would outlive their rung.
         encode = self.encode if self._facts else None
         bos_id = self._facts.bos_id if self._facts else None
         return kinds_of(self._files.config, self.rows, bos_id, encode)

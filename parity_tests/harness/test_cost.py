@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,3 +106,22 @@ def test_repeat_alone_runs_its_probe_three_times(ledger, tiny_llama):
     before = len(ledger.forwards)
     assert repeat.run(comparison).verdict == "pass"
     assert len(ledger.forwards) - before == 5
+
+
+def test_nothing_of_a_rung_is_in_memory_when_the_next_one_is_loaded(tiny_llama, monkeypatch):
+    """Counted by references alone: a cycle would keep both models until the collector runs."""
+    seen: list[weakref.ref] = []
+    alive: list[int] = []
+    load = harness.judge.load_sides
+
+    def watched(*args, **options):
+        alive.append(sum(ref() is not None for ref in seen))
+        found = load(*args, **options)
+        reference: Any = found.reference
+        seen.extend(weakref.ref(side) for side in (found, found.candidate, reference))
+        seen.append(weakref.ref(reference.truth.backend))
+        return found
+
+    monkeypatch.setattr(harness.judge, "load_sides", watched)
+    harness.compare(tiny_llama, dtype="bfloat16", checks=["blocks"])
+    assert alive == [0, 0] and len(seen) == 8
