@@ -18,7 +18,7 @@ from .checks import environment as environment_check
 from .comparison import Comparison
 from .diagnosis import diagnose
 from .errors import BadOption
-from .probes import read_prompts
+from .probes import GREEDY, read_prompts
 from .reference import LiveReference, has_tokenizer
 from .resume import Resume
 from .sides import Candidate, Progress, default_reference, how_held, load_sides, name_of
@@ -95,10 +95,11 @@ def compare(
         later = rung != rungs[-1] and floating_dtypes(files.weights) == {rungs[-1]}
         comparison = load_sides(
             request, candidate, reference, progress, verdict.seconds, parts,
-            truth=truth, keep=later,
+            greedy=kinds is None or GREEDY in kinds, truth=truth, keep=later,
         )  # fmt: skip
         comparison.probes += _prompts(prompts, comparison)
-        comparison.probes = _of_kinds(comparison.probes, kinds)
+        unmade = () if parts or comparison.reference.recorded else (GREEDY,)
+        comparison.probes = _of_kinds(comparison.probes, kinds, unmade)
         comparison.depth = depth
         comparison.original = source
         if isinstance(comparison, StreamedComparison):
@@ -208,9 +209,11 @@ def _prompts(path: str | Path | None, comparison: Comparison) -> list[Probe]:
     return read_prompts(Path(path), encode, reference.rows)
 
 
-def _of_kinds(probes: Sequence[Probe], kinds: Collection[str] | None) -> list[Probe]:
-    """The probes of some kinds; BadOption names those there are."""
-    known = dict.fromkeys(probe.kind for probe in probes)
+def _of_kinds(
+    probes: Sequence[Probe], kinds: Collection[str] | None, unmade: Sequence[str]
+) -> list[Probe]:
+    """The probes of some kinds; BadOption names those there are, `unmade` ones with them."""
+    known = dict.fromkeys([*(probe.kind for probe in probes), *unmade])
     for kind in kinds or ():
         if kind not in known:
             raise BadOption(f"--kinds {kind!r}: there are {', '.join(known)}")

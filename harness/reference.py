@@ -21,7 +21,7 @@ from engine.weights.plain import plain_weights
 from .backends import Backend
 from .errors import BadTrace, ReferenceUnavailable
 from .metrics import FLOOR, relative_error
-from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of, text_settings
+from .probes import GREEDY, GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of, text_settings
 from .products import growth
 from .seeded import block_input, exponent_for
 from .ties import Ties
@@ -158,8 +158,8 @@ class LiveReference:
         count = max(1, min(GREEDY_TOKENS, room - len(probe.tokens)))
         taken = self._twin.greedy(probe.tokens, count)
         return Probe(
-            "greedy",
-            "greedy",
+            GREEDY,
+            GREEDY,
             f"{probe.name!r} and the {count} tokens the reference takes after it",
             (*probe.tokens, *taken),
             len(probe.tokens),

@@ -33,13 +33,15 @@ def load_sides(
     seconds: dict[str, float],
     streamed: bool = False,
     *,
+    greedy: bool = True,
     truth: Truth | None = None,
     keep: bool = False,
 ) -> Comparison:
     """A comparison with nothing asked yet; `seconds` gets what loading took.
 
-    `truth` is that of an earlier rung, used where its weights are the same at this one; `keep` has
-    what it gives kept for a later rung.
+    `greedy` says whether the reference's own continuation is to be a probe. `truth` is that of an
+    earlier rung, used where its weights are the same at this one; `keep` has what it gives kept for
+    a later rung.
     """
     tell, rung = progress or (lambda done, total, what: None), request.dtype
     begin = time.perf_counter()
@@ -52,7 +54,7 @@ def load_sides(
     if streamed and not _is_golden(reference):
         expected, oracle, twin = load_streamed_reference(reference, host)
     else:
-        expected = load_reference(reference, host, truth=truth, keep=keep)
+        expected = load_reference(reference, host, greedy=greedy, truth=truth, keep=keep)
     seconds[f"load candidate {rung}"] = loaded - begin
     seconds[f"load reference {rung}"] = time.perf_counter() - loaded
     longest = size_of(request.files).longest
@@ -67,20 +69,22 @@ def load_reference(
     request: Request,
     prompts: int = PROMPTS,
     *,
+    greedy: bool = True,
     truth: Truth | None = None,
     keep: bool = False,
 ) -> Reference:
     """A reference by its name, with the truth it is measured against.
 
-    `prompts` is how many probes of each kind a live one begins with; `truth` and `keep` are those
-    of `load_sides`.
+    `prompts` is how many probes of each kind a live one begins with; `greedy`, `truth` and `keep`
+    are those of `load_sides`.
     """
     if _is_golden(name):
         from .golden.store import GoldenReference
 
         return GoldenReference(request.files, request.dtype, name.partition(":")[2])
     twin = load_backend(name, request, others=["golden"])
-    return LiveReference(request.files, twin, _truth(twin, request, truth, keep), prompts)
+    truth = _truth(twin, request, truth, keep)
+    return LiveReference(request.files, twin, truth, prompts, greedy=greedy)
 
 
 def load_streamed_reference(name: str, request: Request) -> tuple[Reference, Streamed, Streamed]:

@@ -1,4 +1,4 @@
-"""A comparison runs no model twice where once would do, as the ledger of benchmarks/cost.py sees."""
+"""A comparison runs no model twice where once would do, by the ledger of benchmarks/cost.py."""
 
 from __future__ import annotations
 
@@ -91,6 +91,13 @@ def test_looking_inside_a_block_runs_no_whole_pass_again(ledger, tiny_llama):
     assert [run.side for run in inside] == [
         "candidate", "oracle", "oracle", "reference", "candidate"
     ]  # fmt: skip
+
+
+def test_the_reference_takes_no_greedy_tokens_where_nobody_asks_for_them(ledger, tiny_llama):
+    harness.compare(tiny_llama, checks=["blocks"], kinds=["single"])
+    assert "greedy" not in {run.mode for run, *_ in ledger.forwards}
+    harness.compare(tiny_llama, checks=["blocks"], kinds=["single", "greedy"])
+    assert [r.side for r, *_ in ledger.forwards if r.mode == "greedy"] == ["reference"]
 
 
 def test_one_bare_pass_serves_observer_and_repeat(ledger, tiny_llama):
