@@ -47,7 +47,7 @@ RANDOM = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("models", nargs="*", default=GOLDEN)
     parser.add_argument("--reference", default="torch")
     parser.add_argument("--dtype", default="float32")

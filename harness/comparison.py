@@ -165,8 +165,9 @@ class Comparison:
     def evidence(self, probe: Probe) -> Evidence:
         """What a probe is judged against: as it was observed, where it was."""
         seen = self._observed.get(probe.name)
-        known = seen is not None and seen.probe == probe
-        return seen.evidence if known else self.reference.evidence(probe)
+        if seen is not None and seen.probe == probe:
+            return seen.evidence
+        return self.reference.evidence(probe)
 
     def bare(self, probe: Probe) -> np.ndarray:
         """Logits of the pass that serves users, nobody watching; those of one probe are kept."""
