@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from time import process_time as clock  # of all threads: others on the machine do not count
 from typing import Any
 
 import numpy as np
@@ -66,20 +67,30 @@ class Load:
 @dataclass
 class Ledger:
     """`forwards` and `loads` in the order they were made, each with the check that made it, and
-    its seconds; `measured` is the time spent inside observers. Without `digests`, which take their
-    time, nothing can be told twice."""
+    its seconds of the processor; `stages` has those of every check, and of what comes before, and
+    `measured` those spent inside observers. Without `digests`, which take their time, nothing can
+    be told twice."""
 
     digests: bool = True
 
     forwards: list[tuple[Forward, str, float]] = field(default_factory=list)
     loads: list[tuple[Load, str, float]] = field(default_factory=list)
-    measured: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    stages: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     asking: str = "load"
+    since: float = field(default_factory=clock)
 
     def tell(self, done: int, total: int | None, what: str) -> None:
         """As the `progress` of a comparison, which says what is asked."""
         if total is None:
+            self.end()
             self.asking = what.partition(",")[0]
+
+    def end(self) -> None:
+        """What was asked is answered."""
+        now = clock()
+        self.stages[self.asking] += now - self.since
+        self.since = now
 
     def needed(self) -> tuple[list[Load], list[Forward]]:
         """Each distinct load and forward once, and those that are the question of `repeat`."""
@@ -118,9 +129,9 @@ def watching(ledger: Ledger, candidate: type, reference: type | None = None) -> 
 
 def _load(ledger: Ledger, original: Callable[..., Any], side: str) -> Callable[..., None]:
     def load(self: Any, *args: Any, **options: Any) -> None:
-        begin = time.perf_counter()
+        begin = clock()
         original(self, *args, **options)
-        seconds = time.perf_counter() - begin
+        seconds = clock() - begin
         self.ledger_side = ORACLE if options.get("lifts") is not None else side
         self.ledger_model = _digest_of_weights(self) if ledger.digests else ""
         run = Load(self.ledger_side, self.dtype, self.ledger_model)
@@ -139,20 +150,20 @@ def _forward(ledger: Ledger, original: Callable[..., Any], side: str) -> Callabl
 
         def watched(site: Any, array: Any) -> None:
             nonlocal inner
-            begin = time.perf_counter()
+            begin = clock()
             observe(site, array)
-            inner += time.perf_counter() - begin
+            inner += clock() - begin
 
         run = Forward(
             self.ledger_side, self.dtype, self.ledger_model, mode, (tuple(tokens),),
             tuple(chunks) if chunks else None, 0, _digest(feed) if ledger.digests else "",
             observe is not None,
         )  # fmt: skip
-        begin = time.perf_counter()
+        begin = clock()
         found = original(self, tokens, None if observe is None else watched, **options)
-        seconds = time.perf_counter() - begin - inner
+        seconds = clock() - begin - inner
         ledger.forwards.append((run, ledger.asking, seconds))
-        ledger.measured[ledger.asking] = ledger.measured.get(ledger.asking, 0.0) + inner
+        ledger.measured[ledger.asking] += inner
         return found
 
     return forward
@@ -160,14 +171,14 @@ def _forward(ledger: Ledger, original: Callable[..., Any], side: str) -> Callabl
 
 def _batch(ledger: Ledger, original: Callable[..., Any], side: str) -> Callable[..., Any]:
     def batch(self: Any, sequences: Any, chunks: Any = None) -> Any:
-        begin = time.perf_counter()
+        begin = clock()
         found = original(self, sequences, chunks)
         rows = tuple(map(tuple, sequences))
         run = Forward(
             self.ledger_side, self.dtype, self.ledger_model, "batch", rows,
             tuple(chunks) if chunks else None,
         )  # fmt: skip
-        ledger.forwards.append((run, ledger.asking, time.perf_counter() - begin))
+        ledger.forwards.append((run, ledger.asking, clock() - begin))
         return found
 
     return batch
@@ -175,12 +186,12 @@ def _batch(ledger: Ledger, original: Callable[..., Any], side: str) -> Callable[
 
 def _greedy(ledger: Ledger, original: Callable[..., Any], side: str) -> Callable[..., Any]:
     def greedy(self: Any, prompt: Sequence[int], count: int) -> list[int]:
-        begin = time.perf_counter()
+        begin = clock()
         found = original(self, prompt, count)
         run = Forward(
             self.ledger_side, self.dtype, self.ledger_model, "greedy", (tuple(prompt),), None, count
         )
-        ledger.forwards.append((run, ledger.asking, time.perf_counter() - begin))
+        ledger.forwards.append((run, ledger.asking, clock() - begin))
         return found
 
     return greedy

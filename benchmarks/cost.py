@@ -68,7 +68,7 @@ def main() -> None:
 
 def report(name: str, model: Path, options: argparse.Namespace) -> None:
     """Watch one comparison, then time it, and print what was found."""
-    ledger, verdict, _ = _watched(model, options, Ledger())
+    ledger, verdict = _watched(model, options, Ledger())
     loads, forwards = ledger.needed()
     run, twice = ledger.forwards, ledger.twice()
     print(
@@ -96,7 +96,7 @@ def report(name: str, model: Path, options: argparse.Namespace) -> None:
             f"{medians[1] / medians[0]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         )
     if options.rest:
-        _print_rest(*_watched(model, options, Ledger(digests=False)))
+        _print_rest(_watched(model, options, Ledger(digests=False))[0])
     sys.stdout.flush()
 
 
@@ -131,10 +131,8 @@ def _compare(model: Path, options: argparse.Namespace, **more: Any) -> Verdict:
     return compare(model, "engine", options.reference, options.dtype, kinds=kinds, **more)
 
 
-def _watched(
-    model: Path, options: argparse.Namespace, ledger: Ledger
-) -> tuple[Ledger, Verdict, float]:
-    """A comparison that is written down, its verdict, and its seconds."""
+def _watched(model: Path, options: argparse.Namespace, ledger: Ledger) -> tuple[Ledger, Verdict]:
+    """A comparison that is written down."""
     from harness.backends.engine import EngineBackend
 
     kinds: list[type] = [EngineBackend]
@@ -142,10 +140,10 @@ def _watched(
         from harness.backends.torch import TorchBackend
 
         kinds.append(TorchBackend)
-    begin = time.perf_counter()
     with watching(ledger, *kinds):
         verdict = _compare(model, options, progress=ledger.tell)
-    return ledger, verdict, time.perf_counter() - begin
+    ledger.end()
+    return ledger, verdict
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float]:
@@ -215,21 +213,19 @@ def _print_table(ledger: Ledger) -> None:
         print(f"    | {side} | {dtype} | {way} | {runs} | {tokens} | {seconds:.2f} | {what} |")
 
 
-def _print_rest(ledger: Ledger, verdict: Verdict, seconds: float) -> None:
-    """Seconds of every check beside its loads and forwards, and how many of those in observers."""
+def _print_rest(ledger: Ledger) -> None:
+    """Seconds of the processor for each stage beside its loads and forwards; how many of those in
+    observers."""
     spent: dict[str, float] = defaultdict(float)
-    for _, check, taken in (*ledger.loads, *ledger.forwards):
-        spent[check] += taken
-    checks = {check.name: verdict.seconds[check.name] for check in verdict.checks}
-    others = "loading, and all else"
-    spent[others] = sum(taken for check, taken in spent.items() if check not in checks)
-    rows = checks | {others: seconds - sum(checks.values())}
+    for _, stage, seconds in (*ledger.loads, *ledger.forwards):
+        spent[stage] += seconds
     print("    | stage | seconds | loads, forwards | rest | measuring |\n    |" + "---|" * 5)
-    for name, whole in rows.items():
-        rest, inner = whole - spent[name], ledger.measured.get(name, 0.0)
-        print(f"    | {name} | {whole:.3f} | {spent[name]:.3f} | {rest:.3f} | {inner:.3f} |")
-    beside = seconds - sum(spent[name] for name in rows)
-    print(f"    | all | {seconds:.3f} | {seconds - beside:.3f} | {beside:.3f} | |")
+    for stage, whole in ledger.stages.items():
+        rest, inner = whole - spent[stage], ledger.measured[stage]
+        print(f"    | {stage} | {whole:.3f} | {spent[stage]:.3f} | {rest:.3f} | {inner:.3f} |")
+    whole, inner = sum(ledger.stages.values()), sum(ledger.measured.values())
+    both = sum(spent.values())
+    print(f"    | all | {whole:.3f} | {both:.3f} | {whole - both:.3f} | {inner:.3f} |")
 
 
 if __name__ == "__main__":
