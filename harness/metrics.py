@@ -92,9 +92,10 @@ def kl_from(p: np.ndarray, actual: np.ndarray, expected: np.ndarray) -> np.ndarr
     """`kl`, where the softmax p of what is expected is known."""
     d = actual.astype(np.float64) - expected
     d = d - (p * d).sum(axis=1, keepdims=True)
-    small = np.abs(d) < 1e-3
+    large = ~(np.abs(d) < 1e-3)  # few, where the two are near
     with np.errstate(over="ignore", invalid="ignore"):  # then it is infinite
-        beyond = np.where(small, d * d * (0.5 + d / 6), np.expm1(np.where(small, 0.0, d)) - d)
+        beyond = d * d * (0.5 + d / 6)
+        beyond[large] = np.expm1(d[large]) - d[large]
         found = np.log1p((p * beyond).sum(axis=1))
     return np.where(np.isnan(found), np.inf, found)
 
