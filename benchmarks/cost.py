@@ -1,7 +1,7 @@
 """What a comparison costs over the loads and forwards that it needs, run bare.
 
     python benchmarks/cost.py                  the golden models, live torch, float32
-    python benchmarks/cost.py deep words       random models of 100 million parameters and more
+    python benchmarks/cost.py deep words       random models of 99 and 143 million parameters
     python benchmarks/cost.py --reference golden; --dtype bfloat16; --processes; --table; --rest
 
 One comparison is watched first: every load and forward of both sides is written down, and those
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 GOLDEN = ("tiny-llama", "tiny-gemma3", "tiny-gpt2")
 HEADS = {"num_attention_heads": 16, "num_key_value_heads": 4}
-# 107 and 141 million parameters, stored in bfloat16: one where blocks, one where logits dominate.
+# 99 and 143 million parameters, stored in bfloat16: one where blocks, one where logits dominate.
 RANDOM = {
     "deep": (8, HEADS | {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 4096}),
     "words": (4, HEADS | {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 128256}),
