@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from engine.files import find_model
+from engine.weights import floating_dtypes
 
 from . import environment, memory
 from .backends import Request, only_dtype
@@ -17,7 +18,7 @@ from .checks import environment as environment_check
 from .comparison import Comparison
 from .diagnosis import diagnose
 from .errors import BadOption
-from .probes import read_prompts
+from .probes import GREEDY, read_prompts
 from .reference import LiveReference, has_tokenizer
 from .resume import Resume
 from .sides import Candidate, Progress, default_reference, how_held, load_sides, name_of
@@ -81,7 +82,8 @@ def compare(
     verdict = into if into is not None else Verdict("", "", "", "", "")
     verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
     verdict.dtype = dtype
-    for rung in _rungs(candidate, reference, Request(files, dtype, device)):
+    rungs, truth = _rungs(candidate, reference, Request(files, dtype, device)), None
+    for rung in rungs:
         verdict.dtype = rung
         request = Request(files, rung, device, allow=allow)
         live = reference.partition(":")[0] != "golden"
@@ -90,9 +92,14 @@ def compare(
         )
         if parts and (until_decided or depth != "block"):
             raise BadOption("--until-decided and --depth module need the whole model in memory")
-        comparison = load_sides(request, candidate, reference, progress, verdict.seconds, parts)
+        later = rung != rungs[-1] and floating_dtypes(files.weights) == {rungs[-1]}
+        comparison = load_sides(
+            request, candidate, reference, progress, verdict.seconds, parts,
+            greedy=kinds is None or GREEDY in kinds, truth=truth, keep=later,
+        )  # fmt: skip
         comparison.probes += _prompts(prompts, comparison)
-        comparison.probes = _of_kinds(comparison.probes, kinds)
+        unmade = () if parts or comparison.reference.recorded else (GREEDY,)
+        comparison.probes = _of_kinds(comparison.probes, kinds, unmade)
         comparison.depth = depth
         comparison.original = source
         if isinstance(comparison, StreamedComparison):
@@ -102,6 +109,10 @@ def compare(
         if until_decided:
             comparison.settle()
         ask(comparison, questions, verdict)
+        # The oracle of a model that is stored at a later rung's dtype is that rung's too; all else
+        # is gone before the next rung is loaded.
+        truth = getattr(comparison.reference, "truth", None) if later else None
+        del comparison
     verdict.peak_memory_bytes = environment.peak_memory_bytes()
     return verdict
 
@@ -198,9 +209,11 @@ def _prompts(path: str | Path | None, comparison: Comparison) -> list[Probe]:
     return read_prompts(Path(path), encode, reference.rows)
 
 
-def _of_kinds(probes: Sequence[Probe], kinds: Collection[str] | None) -> list[Probe]:
-    """The probes of some kinds; BadOption names those there are."""
-    known = dict.fromkeys(probe.kind for probe in probes)
+def _of_kinds(
+    probes: Sequence[Probe], kinds: Collection[str] | None, unmade: Sequence[str]
+) -> list[Probe]:
+    """The probes of some kinds; BadOption names those there are, `unmade` ones with them."""
+    known = dict.fromkeys([*(probe.kind for probe in probes), *unmade])
     for kind in kinds or ():
         if kind not in known:
             raise BadOption(f"--kinds {kind!r}: there are {', '.join(known)}")

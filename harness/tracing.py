@@ -45,7 +45,7 @@ def write_trace(
     probes = Trace(on, PROBES).probes if on else None
     request = Request(find_model(model, revision), dtype, device)
     side = load_backend(backend, request)
-    own = Oracle(side)
+    own = Oracle(side, dtype, keep=True)
     arrays: dict[str, np.ndarray] = {}
     source = LiveReference(request.files, side, None, prompts=1)
     todo = probes or source.probes

@@ -64,10 +64,10 @@ class StreamedTorch:
         return StreamedTorch(self._files, self.dtype, lifts=self)
 
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
-        from .torch import token_facts
+        from .torch import load_tokenizer, token_facts
 
         rows = self._shards.shapes[self._tables[EMBEDDING][0]][0]
-        return token_facts(self._files, texts, rows)
+        return token_facts(load_tokenizer(self._files), self._files, texts, rows)
 
     def checkpoint(self) -> None:
         """Its parameters are those of the file."""
