@@ -56,7 +56,9 @@ def write_trace(
             progress(done, len(todo), probe.name)
         if probe.scales is None:
             probe = with_scales(probe, own.expected(probe))
-        evidence = own.expected(probe, inside)
+        evidence = own.expected(probe)
+        if inside is not None:
+            evidence = own.inside(probe, inside, {}, evidence)
         arrays |= described(probe)
         for mode in MODES:
             for site, array in evidence.expected[mode].items():
