@@ -71,3 +71,11 @@ class ShuttingDown(EngineError):
 
 class GenerationFailed(EngineError):
     """The worker gave a request up."""
+
+
+class RanksUnavailable(EngineError):
+    """A model that cannot be cut into so many ranks, or a command that runs in one process."""
+
+
+class RankLost(EngineError):
+    """Another rank has ended, or does not answer."""

@@ -1,0 +1,125 @@
+"""Starts the ranks of one machine: the same command in several processes that find each other.
+
+`mlx.launch` does it over many machines. For one, `--ranks N` is one word: rank 0 keeps the terminal
+and its exit status is that of the command, where `mlx.launch` has none; the others are ended as
+soon as one fails, and when whoever started them is gone. Nothing here imports mlx.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+FAILED = 2
+_GRACE = 5.0  # seconds in which ranks that are told to end may do so
+
+
+class Started:
+    """Processes of one command, rank 0 first. To be used in `with`, which ends what is left.
+
+    `streams` are the standard streams of rank 0, as `subprocess.Popen` takes them. The others have
+    no output but errors; their input ends with this process, which `end_with_starter` looks at.
+    """
+
+    def __init__(self, command: Sequence[str], ranks: int, **streams: object) -> None:
+        handle, name = tempfile.mkstemp(prefix="ranks-", suffix=".json")
+        self._hosts = Path(name)
+        with os.fdopen(handle, "w") as file:
+            json.dump([[f"127.0.0.1:{port}"] for port in _free_ports(ranks)], file)
+        self.processes: list[subprocess.Popen] = []
+        other = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        for rank, variables in enumerate(environments(ranks, self._hosts)):
+            shown = other if rank else streams
+            environment = {**os.environ, **variables}
+            self.processes.append(subprocess.Popen(command, env=environment, **shown))  # type: ignore[call-overload]
+
+    def wait(self) -> int:
+        """The exit status: that of rank 0, or of the first that failed, after which all end."""
+        while True:
+            ended = [(rank, p.returncode) for rank, p in enumerate(self.processes) if _over(p)]
+            for rank, status in ended:
+                if status:
+                    self.end(_GRACE)  # what the others find of it they say themselves
+                    if rank or status < 0:
+                        self._tell(rank, status)
+                    return status if status > 0 else FAILED
+            if len(ended) == len(self.processes):
+                return 0
+            time.sleep(0.05)
+
+    def end(self, seconds: float = 0.0) -> None:
+        """End what still runs, once it has had so many seconds to end by itself."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not all(map(_over, self.processes)):
+            time.sleep(0.05)
+        for process in self.processes:
+            if not _over(process):
+                process.terminate()
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+            if not _over(process):
+                process.kill()
+                process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with suppress(OSError):
+                        stream.close()
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+        self._hosts.unlink(missing_ok=True)
+
+    def _tell(self, rank: int, status: int) -> None:
+        how = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
+        print(f"engine: rank {rank} of {len(self.processes)} {how}", file=sys.stderr)
+
+
+def environments(ranks: int, hosts: Path) -> list[dict[str, str]]:
+    """What each rank of this machine is told: over NCCL on a CUDA build of MLX, else over TCP.
+
+    `hosts` is a file of addresses, for the latter. The names are those that MLX reads.
+    """
+    if _cuda():
+        port = _free_ports(1)[0]
+        common = {"NCCL_HOST_IP": "127.0.0.1", "NCCL_PORT": str(port), "MLX_WORLD_SIZE": str(ranks)}
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(ranks))))
+        cards = visible.split(",")
+        return [
+            {**common, "MLX_RANK": str(rank), "CUDA_VISIBLE_DEVICES": cards[rank % len(cards)]}
+            for rank in range(ranks)
+        ]
+    return [{"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)} for rank in range(ranks)]
+
+
+def _over(process: subprocess.Popen) -> bool:
+    return process.poll() is not None
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    bound = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in bound]
+    for each in bound:
+        each.close()
+    return ports
+
+
+def _cuda() -> bool:
+    """Whether MLX here is a build for NVIDIA GPUs."""
+    for name in ("mlx-cuda-12", "mlx-cuda-13"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return bool(importlib.metadata.version(name))
+    return False

@@ -1,0 +1,127 @@
+"""One process of several that run a model together: who the others are, and what passes between.
+
+Processes are started by `mlx.launch`, MPI or `launch.py`, over whichever backend of
+`mx.distributed` they set up. All run the same program. What they add up is gathered and added in
+the order of ranks, in float32: every rank has the same bits, wherever a value stands in its array.
+On MLX's ring a gathered token also takes less time than its `all_sum`; docs/RANKS.md has figures.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import mlx.core as mx
+
+from .errors import BackendUnavailable, RankLost
+
+PATIENCE = "ENGINE_RANK_PATIENCE"  # seconds without a step after which a rank gives up
+_PATIENCE = 300.0
+# Who starts processes tells them by these: mlx.launch and launch.py, Open MPI, MPICH.
+_STARTED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_BACKENDS = ("ring", "mpi", "nccl", "jaccl")  # whose errors begin with their name in brackets
+
+
+def started() -> bool:
+    """Whether this process was started as one of several."""
+    return any(name in os.environ for name in _STARTED)
+
+
+def join() -> Ranks | None:
+    """The group this process was started in; None where it is alone."""
+    if not started():
+        return None
+    try:
+        group = mx.distributed.init(strict=True)
+    except (RuntimeError, ValueError) as cause:
+        raise BackendUnavailable(
+            f"the other ranks are not reached ({' '.join(str(cause).split())}): check the hosts "
+            "and ports that mlx.launch was given"
+        ) from None
+    return Ranks(group) if group.size() > 1 else None
+
+
+class Ranks:
+    """A group of `size` processes, of which this is number `rank`. What it returns is lazy."""
+
+    def __init__(self, group: mx.distributed.Group) -> None:
+        self._group = group
+        self.rank, self.size = group.rank(), group.size()
+        self._heard = time.monotonic()
+
+    def gathered(self, x: mx.array) -> mx.array:
+        """(N, ...): what every rank has of the same shape."""
+        self._heard = time.monotonic()
+        return mx.distributed.all_gather(x[None], group=self._group)
+
+    def total(self, x: mx.array) -> mx.array:
+        """The sum over ranks, rounded once."""
+        wide = mx.float32 if mx.issubdtype(x.dtype, mx.floating) else x.dtype
+        first, *others = (part.astype(wide) for part in self.gathered(x))
+        for part in others:
+            first = first + part
+        return first.astype(x.dtype)
+
+    def side_by_side(self, x: mx.array, widths: Sequence[int]) -> mx.array:
+        """Parts of the last axis, of these widths by rank, as one array."""
+        room = [(0, 0)] * (x.ndim - 1) + [(0, max(widths) - x.shape[-1])]
+        parts = self.gathered(mx.pad(x, room))
+        return mx.concatenate([parts[i][..., :n] for i, n in enumerate(widths)], axis=-1)
+
+    def numbers(self, mine: int) -> list[int]:
+        """A number below 2**31 of every rank, read."""
+        return self.gathered(mx.array([mine], mx.int32))[:, 0].tolist()  # type: ignore[return-value]
+
+    def told(self, text: str | None = None) -> str:
+        """The text of rank 0 on every rank, read; the others give none."""
+        data = (text or "").encode()
+        size = self.numbers(len(data))[0]
+        if not size:
+            return ""
+        mine = mx.array(list(data.ljust(size, b"\0")[:size]), mx.uint8)
+        return bytes(self.gathered(mine)[0].tolist()).decode()  # type: ignore[arg-type]
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Turn MLX's error of a lost connection into RankLost."""
+        try:
+            yield
+        except RuntimeError as cause:
+            if (lost := self.lost(cause)) is None:
+                raise
+            raise lost from None
+
+    def lost(self, cause: BaseException) -> RankLost | None:
+        """What an error of MLX says of the other ranks, where it is about them."""
+        words = " ".join(str(cause).split())
+        if not words.startswith(tuple(f"[{name}" for name in _BACKENDS)):
+            return None
+        return RankLost(
+            f"rank {self.rank} of {self.size} has lost another ({words}): see what that one said, "
+            "and start all of them again"
+        )
+
+    def watch(self) -> None:
+        """End this process, with a line, once the others have kept it waiting for too long.
+
+        A rank that ended is noticed at once; this is for one that hangs, or whose machine is gone.
+        """
+        patience = float(os.environ.get(PATIENCE, _PATIENCE))
+        self._heard = time.monotonic()
+
+        def look() -> None:
+            while time.monotonic() - self._heard < patience:
+                time.sleep(min(1.0, patience / 4))
+            print(
+                f"engine: rank {self.rank} of {self.size} has waited {patience:.0f} s for the "
+                f"others: one hangs or its machine is gone ({PATIENCE} sets how long to wait)",
+                file=sys.__stderr__,
+                flush=True,
+            )
+            os._exit(2)
+
+        threading.Thread(target=look, name="ranks", daemon=True).start()
