@@ -10,17 +10,41 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+# Who starts processes tells them by these: mlx.launch and this module, Open MPI, MPICH.
+_STARTED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_STARTER = "ENGINE_RANK_STARTER"  # set by this module: input ends with who started them
 FAILED = 2
 _GRACE = 5.0  # seconds in which ranks that are told to end may do so
+
+
+def started() -> bool:
+    """Whether this process was started as one of several."""
+    return any(name in os.environ for name in _STARTED)
+
+
+def end_with_starter() -> None:
+    """Where `Started` has started this process, end it when its input does: nobody is there."""
+    if _STARTER not in os.environ:
+        return
+
+    def read() -> None:
+        with suppress(OSError, ValueError):
+            while os.read(0, 1024):
+                pass
+        os._exit(FAILED)
+
+    threading.Thread(target=read, name="starter", daemon=True).start()
 
 
 class Started:
@@ -39,8 +63,13 @@ class Started:
         other = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
         for rank, variables in enumerate(environments(ranks, self._hosts)):
             shown = other if rank else streams
-            environment = {**os.environ, **variables}
+            environment = {**os.environ, **variables, **({_STARTER: "1"} if rank else {})}
             self.processes.append(subprocess.Popen(command, env=environment, **shown))  # type: ignore[call-overload]
+
+    def keep_signals(self) -> None:
+        """Leave SIGINT, which a terminal sends to all, to rank 0, and pass SIGTERM on to it."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: self.processes[0].terminate())
 
     def wait(self) -> int:
         """The exit status: that of rank 0, or of the first that failed, after which all end."""

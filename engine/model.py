@@ -93,7 +93,9 @@ def load(
     if ranks is not None and share is not None:
         from .layers.ranked import connect
 
+        mx.eval(decoder.parameters())
         connect(decoder, share, ranks)
+        ranks.agree("model", f"{spec} {dtype} {places}")
     return Model(files, spec, decoder, share)
 
 

@@ -12,29 +12,21 @@ import os
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import mlx.core as mx
 
-from .errors import BackendUnavailable, RankLost
+from .errors import BackendUnavailable, RankLost, RanksUnavailable
 
 PATIENCE = "ENGINE_RANK_PATIENCE"  # seconds without a step after which a rank gives up
 _PATIENCE = 300.0
-# Who starts processes tells them by these: mlx.launch and launch.py, Open MPI, MPICH.
-_STARTED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _BACKENDS = ("ring", "mpi", "nccl", "jaccl")  # whose errors begin with their name in brackets
 
 
-def started() -> bool:
-    """Whether this process was started as one of several."""
-    return any(name in os.environ for name in _STARTED)
-
-
 def join() -> Ranks | None:
-    """The group this process was started in; None where it is alone."""
-    if not started():
-        return None
+    """The group this process was started in; None where it is alone in it."""
     try:
         group = mx.distributed.init(strict=True)
     except (RuntimeError, ValueError) as cause:
@@ -76,6 +68,10 @@ class Ranks:
         """A number below 2**31 of every rank, read."""
         return self.gathered(mx.array([mine], mx.int32))[:, 0].tolist()  # type: ignore[return-value]
 
+    def bytes_each(self, mine: int) -> list[int]:
+        """A number of bytes of every rank, read; whole KiB."""
+        return [each << 10 for each in self.numbers(mine >> 10)]
+
     def told(self, text: str | None = None) -> str:
         """The text of rank 0 on every rank, read; the others give none."""
         data = (text or "").encode()
@@ -84,6 +80,16 @@ class Ranks:
             return ""
         mine = mx.array(list(data.ljust(size, b"\0")[:size]), mx.uint8)
         return bytes(self.gathered(mine)[0].tolist()).decode()  # type: ignore[arg-type]
+
+    def agree(self, what: str, value: str) -> None:
+        """Raise RanksUnavailable unless all ranks have the same of something. All wait here."""
+        found = self.numbers(zlib.crc32(value.encode()) >> 1)
+        other = next((rank for rank, each in enumerate(found) if each != found[0]), None)
+        if other is not None:
+            raise RanksUnavailable(
+                f"rank {other} has another {what} than rank 0: give all ranks the same files, "
+                "options and versions"
+            )
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

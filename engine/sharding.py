@@ -44,14 +44,9 @@ class Slice:
 
     def addend(self, part: mx.array) -> mx.array:
         """What the rank adds so that the sum over all ranks is whole."""
-        axis, shape = part.ndim + self.axis, list(part.shape)
-        before, behind = self.start, self.size - self.stop
-        if not self.counts:
-            shape[axis] = self.size
-            return mx.zeros(shape, part.dtype)
         ends = [(0, 0)] * part.ndim
-        ends[axis] = (before, behind)
-        return mx.pad(part, ends)
+        ends[self.axis] = (self.start, self.size - self.stop)
+        return mx.pad(part if self.counts else none_of(part), ends)
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,15 @@ class Addend:
 
 
 Part = Slice | Addend
+
+
+def none_of(x: mx.array) -> mx.array:
+    """Zeros that are computed when x is.
+
+    MLX runs what passes between ranks in the order of the graph, which has to be the same on all of
+    them: a rank that adds nothing still waits for what the others add.
+    """
+    return mx.where(mx.array(False), x, mx.zeros((), x.dtype))
 
 
 @dataclass(frozen=True)

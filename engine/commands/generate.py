@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..options import Backend, Device, Dtype, ModelOption, Revision
+from ._ranks import RanksOption, ranked
 from ._sampling import (
     Bias,
     Defaults,
@@ -62,6 +64,7 @@ def generate(
     seed: Seed = None,
     order: OrderName = None,
     defaults: Defaults = False,
+    ranks: RanksOption = None,
 ) -> None:
     """Continue a prompt, greedily unless asked otherwise; figures go to stderr."""
     from ..answer import Answer
@@ -74,49 +77,52 @@ def generate(
 
     if not prompt:
         raise InvalidPrompt("--prompt is empty: give a text to continue")
-    files = find_model(model, revision)
-    sampling = sampling_of(
-        files.folder,
-        defaults,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=logit_bias,
-        seed=seed,
-        order=order,
-    )
-    choice = choose_backend(files, backend, device, dtype)
-    tell(choice)
-    running = open_model(files, choice.backend, dtype, device)
-    tokenizer = running.tokenizer()
-    constraint = constraint_of(json_schema, regex, tokenizer, running.vocab)
-    timing, answer, taken = Timing(), Answer(tokenizer, stop or ()), []
-    for step in running.steps(
-        tokenizer.prompt(prompt),
-        max_tokens,
-        stop=tokenizer.eos_ids,
-        timing=timing,
-        sampling=sampling,
-        constraint=constraint,
-        logprobs=logprobs,
-    ):
-        taken.append(step)
-        print(answer.push(step.token), end="", flush=True)
-        if answer.stopped_by is not None:
-            break
-    print(answer.finish(), flush=True)
-    if logprobs is not None:
-        _print_logprobs(taken, tokenizer)
-    print(f"sampling: {told(sampling, defaults)}", file=sys.stderr)
-    print(f"prompt: {timing.prompt_tokens} tokens, {rate(timing.prompt_rate)}", file=sys.stderr)
-    print(f"decode: {timing.tokens} tokens, {rate(timing.decode_rate)}", file=sys.stderr)
-    print(f"peak memory: {running.peak_memory() / 2**20:.1f} MiB", file=sys.stderr)
-    print(f"backend={running.backend} device={running.device}", file=sys.stderr)
+    with ranked(ranks) as group:
+        files = find_model(model, revision)
+        sampling = sampling_of(
+            files.folder,
+            defaults,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            seed=seed,
+            order=order,
+        )
+        if group is not None and sampling.temperature > 0:
+            sampling = replace(sampling, seed=int(group.told(str(sampling.seed))))
+        choice = choose_backend(files, backend, device, dtype, group)
+        tell(choice)
+        running = open_model(files, choice.backend, dtype, device, group)
+        tokenizer = running.tokenizer()
+        constraint = constraint_of(json_schema, regex, tokenizer, running.vocab)
+        timing, answer, taken = Timing(), Answer(tokenizer, stop or ()), []
+        for step in running.steps(
+            tokenizer.prompt(prompt),
+            max_tokens,
+            stop=tokenizer.eos_ids,
+            timing=timing,
+            sampling=sampling,
+            constraint=constraint,
+            logprobs=logprobs,
+        ):
+            taken.append(step)
+            print(answer.push(step.token), end="", flush=True)
+            if answer.stopped_by is not None:
+                break
+        print(answer.finish(), flush=True)
+        if logprobs is not None:
+            _print_logprobs(taken, tokenizer)
+        print(f"sampling: {told(sampling, defaults)}", file=sys.stderr)
+        print(f"prompt: {timing.prompt_tokens} tokens, {rate(timing.prompt_rate)}", file=sys.stderr)
+        print(f"decode: {timing.tokens} tokens, {rate(timing.decode_rate)}", file=sys.stderr)
+        print(f"peak memory: {running.peak_memory() / 2**20:.1f} MiB", file=sys.stderr)
+        print(f"backend={running.backend} device={running.device}", file=sys.stderr)
 
 
 def _print_logprobs(steps: Sequence[Step], tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx import nn
 
 from ..ranks import Ranks
-from ..sharding import Share, Slice, bounds
+from ..sharding import Share, Slice, bounds, none_of
 from ..spec import AttentionSpec
 from . import Tap, no_tap
 from .mlp import MLP
@@ -92,7 +92,7 @@ class NormShare(nn.Module):
         """(B, T, features of the part) -> the same"""
         spec, wide = self.share._spec, x.astype(mx.float32)
         squares = mx.square(wide).sum(axis=-1, keepdims=True)
-        squares = self._ranks.total(squares if self._part.counts else mx.zeros_like(squares))
+        squares = self._ranks.total(squares if self._part.counts else none_of(squares))
         y, weight = wide * mx.rsqrt(squares / self._part.size + spec.eps), self.share.weight
         if spec.offset or spec.float32_gain:
             return (y * (spec.offset + weight.astype(mx.float32))).astype(x.dtype)
