@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,21 +50,34 @@ def end_with_starter() -> None:
 class Started:
     """Processes of one command, rank 0 first. To be used in `with`, which ends what is left.
 
-    `streams` are the standard streams of rank 0, as `subprocess.Popen` takes them. The others have
-    no output but errors; their input ends with this process, which `end_with_starter` looks at.
+    `variables` go to all of them, and the files `pass_fds`; `streams` are the standard streams of
+    rank 0, as `subprocess.Popen` takes them. The others have no output but errors. An input that is
+    a pipe ends with this process, which `end_with_starter` looks at.
     """
 
-    def __init__(self, command: Sequence[str], ranks: int, **streams: object) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        ranks: int,
+        *,
+        pass_fds: Sequence[int] = (),
+        variables: Mapping[str, str] | None = None,
+        **streams: int,
+    ) -> None:
         handle, name = tempfile.mkstemp(prefix="ranks-", suffix=".json")
         self._hosts = Path(name)
         with os.fdopen(handle, "w") as file:
             json.dump([[f"127.0.0.1:{port}"] for port in _free_ports(ranks)], file)
         self.processes: list[subprocess.Popen] = []
-        other = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        for rank, variables in enumerate(environments(ranks, self._hosts)):
-            shown = other if rank else streams
-            environment = {**os.environ, **variables, **({_STARTER: "1"} if rank else {})}
-            self.processes.append(subprocess.Popen(command, env=environment, **shown))  # type: ignore[call-overload]
+        others = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        for rank, own in enumerate(environments(ranks, self._hosts)):
+            shown = others if rank else streams
+            environment = {**os.environ, **own, **(variables or {})}
+            if shown.get("stdin") == subprocess.PIPE:
+                environment[_STARTER] = "1"
+            self.processes.append(
+                subprocess.Popen(command, env=environment, pass_fds=pass_fds, **shown)
+            )
 
     def keep_signals(self) -> None:
         """Leave SIGINT, which a terminal sends to all, to rank 0, and pass SIGTERM on to it."""
