@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import mlx.core as mx
+import numpy as np
 
 from .errors import BackendUnavailable, RankLost, RanksUnavailable
 
@@ -78,8 +79,8 @@ class Ranks:
         size = self.numbers(len(data))[0]
         if not size:
             return ""
-        mine = mx.array(list(data.ljust(size, b"\0")[:size]), mx.uint8)
-        return bytes(self.gathered(mine)[0].tolist()).decode()  # type: ignore[arg-type]
+        mine = mx.array(np.frombuffer(data.ljust(size, b"\0")[:size], np.uint8))
+        return np.array(self.gathered(mine)[0]).tobytes().decode()
 
     def agree(self, what: str, value: str) -> None:
         """Raise RanksUnavailable unless all ranks have the same of something. All wait here."""
