@@ -87,13 +87,17 @@ class Started:
     def wait(self) -> int:
         """The exit status: that of rank 0, or of the first that failed, after which all end."""
         while True:
-            ended = [(rank, p.returncode) for rank, p in enumerate(self.processes) if _over(p)]
-            for rank, status in ended:
-                if status:
-                    self.end(_GRACE)  # what the others find of it they say themselves
-                    if rank or status < 0:
-                        self._tell(rank, status)
-                    return status if status > 0 else FAILED
+            ended = {rank: p.returncode for rank, p in enumerate(self.processes) if _over(p)}
+            failed = {rank: status for rank, status in ended.items() if status}
+            if failed:
+                # What rank 0 fails at it has said; of another's end the others have yet to say.
+                self.end(0.0 if max(failed.items()) == (0, FAILED) else _GRACE)
+                for rank, status in failed.items():
+                    if status < 0:
+                        what = f"rank {rank} of {len(self.processes)} was ended by signal {-status}"
+                        print(f"engine: {what}", file=sys.stderr)
+                status = next(iter(failed.values()))
+                return status if status > 0 else FAILED
             if len(ended) == len(self.processes):
                 return 0
             time.sleep(0.05)
@@ -123,10 +127,6 @@ class Started:
     def __exit__(self, *exception: object) -> None:
         self.end()
         self._hosts.unlink(missing_ok=True)
-
-    def _tell(self, rank: int, status: int) -> None:
-        how = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
-        print(f"engine: rank {rank} of {len(self.processes)} {how}", file=sys.stderr)
 
 
 def environments(ranks: int, hosts: Path) -> list[dict[str, str]]:

@@ -132,6 +132,11 @@ def heads_of(
     kv = rank * kv_heads // ranks
     mates = [other for other in range(ranks) if other * kv_heads // ranks == kv]
     at = mates.index(rank)
+    if each < len(mates):
+        raise RanksUnavailable(
+            f"{heads} heads over {kv_heads} key/value heads are too few for {ranks} ranks: use "
+            f"{heads} or fewer"
+        )
     first, last = bounds(each, at, len(mates), f"each of {kv_heads} kv_heads' query heads", grain)
     return (kv * each + first, kv * each + last), (kv, kv + 1), at == 0
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,10 @@ import typer
 
 if TYPE_CHECKING:
     from ..ranks import Ranks
+
+# Seconds after which another rank than 0 says what it fails at: what all fail at, rank 0 has said by
+# then, and whoever started them has ended the others.
+_LATER = 1.0
 
 RanksOption = Annotated[
     int | None,
@@ -67,4 +72,5 @@ def ranked(asked: int | None) -> Iterator[Ranks | None]:
     except RankLost:
         raise
     except EngineError as error:
+        time.sleep(_LATER)
         raise type(error)(f"rank {ranks.rank}: {error}") from None
