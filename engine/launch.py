@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ _STARTED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _STARTER = "ENGINE_RANK_STARTER"  # set by this module: input ends with who started them
 FAILED = 2
 _GRACE = 5.0  # seconds in which ranks that are told to end may do so
+_BEHIND = 30.0  # seconds that others may take longer than rank 0
 
 
 def started() -> bool:
@@ -86,6 +88,7 @@ class Started:
 
     def wait(self) -> int:
         """The exit status: that of rank 0, or of the first that failed, after which all end."""
+        first = math.inf  # when rank 0 was seen to have ended
         while True:
             ended = {rank: p.returncode for rank, p in enumerate(self.processes) if _over(p)}
             failed = {rank: status for rank, status in ended.items() if status}
@@ -100,6 +103,13 @@ class Started:
                 return status if status > 0 else FAILED
             if len(ended) == len(self.processes):
                 return 0
+            if 0 in ended:
+                first = min(first, time.monotonic())
+            if time.monotonic() - first > _BEHIND:
+                waiting = next(rank for rank in range(len(self.processes)) if rank not in ended)
+                print(f"engine: rank {waiting} did not end with rank 0", file=sys.stderr)
+                self.end()
+                return FAILED
             time.sleep(0.05)
 
     def end(self, seconds: float = 0.0) -> None:
