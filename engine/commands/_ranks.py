@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Seconds after which another rank than 0 says what it fails at: what all fail at, rank 0 has said by
 # then, and whoever started them has ended the others.
-_LATER = 1.0
+_LATER = 3.0
 
 RanksOption = Annotated[
     int | None,
