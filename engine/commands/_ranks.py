@@ -15,8 +15,8 @@ import typer
 if TYPE_CHECKING:
     from ..ranks import Ranks
 
-# Seconds after which another rank than 0 says what it fails at: what all fail at, rank 0 has said by
-# then, and whoever started them has ended the others.
+# Seconds after which another rank than 0 says what it fails at: what all fail at, rank 0 has said
+# by then, and whoever started them has ended the others.
 _LATER = 3.0
 
 RanksOption = Annotated[

@@ -21,8 +21,6 @@ from .norm import Norm
 if TYPE_CHECKING:
     from ..decoder import Decoder
 
-_STEP = ".share."  # in the path of a parameter
-
 
 def connect(decoder: Decoder, share: Share, ranks: Ranks) -> None:
     """Put these modules into the decoder of a share that has its parameters."""
@@ -46,8 +44,8 @@ def connect(decoder: Decoder, share: Share, ranks: Ranks) -> None:
 
 
 def unshared(path: str) -> str:
-    """The path of a parameter in a decoder that is whole."""
-    return path.replace(_STEP, ".")
+    """The path of a parameter or a module in a decoder that is whole."""
+    return ".".join(step for step in path.split(".") if step != "share")
 
 
 def whole_tap(tap: Tap, share: Share, ranks: Ranks) -> Tap:

@@ -128,7 +128,7 @@ def test_a_follower_whose_leader_is_gone_says_so(pair):
 
 
 def test_a_word_is_passed_while_there_is_nothing_to_do(pair):
-    _, follower, said = pair()
+    follower = pair()[1]
     seen, deadline = [], time.monotonic() + SECONDS
     usual = follower._lockstep.hear
     enough = threading.Event()
