@@ -130,13 +130,31 @@ def be_rank(options: argparse.Namespace) -> None:
     seconds, read = time.perf_counter() - begin, bytes_read() - before
     peak_of_load = mx.get_peak_memory()
     figures = bench(running, options.prompt_tokens, options.tokens, options.runs)
+    exchange = {} if ranks is None else exchanges(options.width)
     mine = (held, peak_of_load, running.peak_memory(), read)
     every = [[n] for n in mine] if ranks is None else [ranks.bytes_each(n) for n in mine]
     if ranks is None or ranks.rank == 0:
         names = ("share", "peak of load", "peak", "read")
         speeds = {"prefill": figures.prefill.median, "decode": figures.decode.median}
-        on = {"device": running.device, "seconds of load": seconds}
+        on = {"device": running.device, "seconds of load": seconds, "exchange": exchange}
         print(json.dumps({**on, **speeds, **dict(zip(names, every, strict=True))}), flush=True)
+
+
+def exchanges(width: int) -> dict[str, float]:
+    """Milliseconds that a token's sum takes, as the engine does it and as MLX's own."""
+    import mlx.core as mx
+
+    from engine.ranks import Ranks
+
+    ranks, times = Ranks(mx.distributed.init()), 50
+    found = {}
+    for name, total in (("gather and add", ranks.total), ("all_sum", mx.distributed.all_sum)):
+        for run in range(times + 5):
+            if run == 5:
+                begin = time.perf_counter()
+            mx.eval(total(mx.full((1, 1, width), float(run), mx.bfloat16)))
+        found[name] = (time.perf_counter() - begin) / times * 1e3
+    return found
 
 
 def bytes_read() -> int:
@@ -157,6 +175,8 @@ def show(ranks: int, found: dict) -> None:
     for name in ("share", "peak of load", "peak", "read"):
         each = ", ".join(f"{n / 1e6:.1f}" for n in found[name])
         print(f"    {name:<13}{each} MB", flush=True)
+    for name, milliseconds in found["exchange"].items():
+        print(f"    {name:<15}{milliseconds:.3f} ms for a token", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # Who starts processes tells them by these: mlx.launch and this module, Open MPI, MPICH.
 _STARTED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -77,9 +78,8 @@ class Started:
             environment = {**os.environ, **own, **(variables or {})}
             if shown.get("stdin") == subprocess.PIPE:
                 environment[_STARTER] = "1"
-            self.processes.append(
-                subprocess.Popen(command, env=environment, pass_fds=pass_fds, **shown)
-            )
+            more: dict[str, Any] = {"pass_fds": pass_fds, **shown}
+            self.processes.append(subprocess.Popen(command, env=environment, **more))
 
     def keep_signals(self) -> None:
         """Leave SIGINT, which a terminal sends to all, to rank 0, and pass SIGTERM on to it."""

@@ -2,8 +2,8 @@
 
 Processes are started by `mlx.launch`, MPI or `launch.py`, over whichever backend of
 `mx.distributed` they set up. All run the same program. What they add up is gathered and added in
-the order of ranks, in float32: every rank has the same bits, wherever a value stands in its array.
-On MLX's ring a gathered token also takes less time than its `all_sum`; docs/RANKS.md has figures.
+the order of ranks, in float32: every rank has the same bits, wherever a value stands in its array,
+where a ring that adds pieces would have another order for each. docs/RANKS.md has figures.
 """
 
 from __future__ import annotations

@@ -150,10 +150,11 @@ class _Cutter:
         self.values: dict[str, Part] = {}
 
     def block(self, path: str, spec: BlockSpec) -> BlockSpec:
-        cut = self._latent if isinstance(spec.attention, LatentAttentionSpec) else self._attention
-        attention, mlp = cut(f"{path}.attn", spec.attention), spec.mlp
-        at = f"{path}.mlp"
-        mlp = self._mlp(at, mlp) if isinstance(mlp, MLPSpec) else self._moe(at, mlp)
+        whole, at = spec.attention, f"{path}.attn"
+        latent = isinstance(whole, LatentAttentionSpec)
+        attention = self._latent(at, whole) if latent else self._attention(at, whole)
+        whole, at = spec.mlp, f"{path}.mlp"
+        mlp = self._mlp(at, whole) if isinstance(whole, MLPSpec) else self._moe(at, whole)
         return replace(spec, attention=attention, mlp=mlp)
 
     def rows(self, module: str, size: int, start: int, stop: int, counts: bool = True) -> None:

@@ -92,8 +92,8 @@ def serve(
                 "model_type": files.config.get("model_type"),
             },
         )
-        if bound is None:  # the worker does what that of rank 0 does
-            worker.join()
+        if bound is None:  # the worker, which is MLX's, does what that of rank 0 does
+            worker.join()  # type: ignore[union-attr]
         else:
             answer(service, bound)
         if group is not None and (dead := worker.status.dead):

@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 def connect(decoder: Decoder, share: Share, ranks: Ranks) -> None:
     """Put these modules into the decoder of a share that has its parameters."""
+    root: Any = decoder
     vocab = [bounds(share.whole.vocab, r, ranks.size, "") for r in range(ranks.size)]
-    decoder.embed = VocabularyShare(decoder.embed, vocab, ranks)
+    root.embed = VocabularyShare(root.embed, vocab, ranks)
     if not share.spec.tied_head:
-        decoder.head = HeadShare(decoder.head, vocab, ranks)
-    for i, (block, spec) in enumerate(zip(decoder.blocks, share.whole.blocks, strict=True)):
-        attention: Any = block.attn
+        root.head = HeadShare(root.head, vocab, ranks)
+    for i, (block, spec) in enumerate(zip(root.blocks, share.whole.blocks, strict=True)):
+        attention, whole = block.attn, spec.attention
         attention.o = Total(attention.o, ranks)
         if isinstance(block.mlp, MLP):
-            block.mlp.down = Total(block.mlp.down, ranks)
+            block.mlp["down"] = Total(block.mlp.down, ranks)
         else:
             block.mlp = Total(block.mlp, ranks)
-        whole = spec.attention
-        if isinstance(whole, AttentionSpec) and whole.qk_norm and "all heads" in whole.qk_norm_over:
-            for name in ("q_norm", "k_norm"):
+        if isinstance(whole, AttentionSpec) and whole.qk_norm_over == "all heads":
+            for name in {"q_norm", "k_norm"} & attention.keys():
                 part = share.parameters[f"blocks.{i}.attn.{name}.weight"]
                 assert isinstance(part, Slice)
                 attention[name] = NormShare(attention[name], part, ranks)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -56,7 +56,9 @@ class RankedEngine:
         for _, there in pairs:
             there.close()
         self._connections = [Connection(here.detach()) for here, _ in pairs]
-        self._end = weakref.finalize(self, _end, self._started, self._connections)
+        self._end: Callable[[], Any] = weakref.finalize(
+            self, _end, self._started, self._connections
+        )
         self._ask("load", request)
 
     @property
@@ -74,8 +76,9 @@ class RankedEngine:
     ) -> np.ndarray:
         """See `Backend.forward`."""
         seen, logits = self._ask("forward", tokens, observe is not None, feed, inside, chunks)
-        for site, value in seen if observe is not None else ():
-            observe(site, value)
+        if observe is not None:
+            for site, value in seen:
+                observe(site, value)
         return logits
 
     def batch(

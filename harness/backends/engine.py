@@ -164,7 +164,8 @@ class EngineBackend:
         packed = {path: how for path, module in modules.items() if (how := packing_of(module))}
         whole, found = Decoder(model.spec), {}
         pack(whole, packed, DTYPES[self.dtype])
-        for path, array in tree_flatten(model.decoder.parameters()):
+        held: dict[str, mx.array] = dict(tree_flatten(model.decoder.parameters()))
+        for path, array in held.items():
             path = unshared(path)
             part = model.share.parameters.get(path)
             found[path] = array if part is None else ranks.total(part.addend(array))
