@@ -45,11 +45,20 @@ class Ranks:
         self._group = group
         self.rank, self.size = group.rank(), group.size()
         self._heard = time.monotonic()
+        self._last: mx.array | None = None  # exchange
 
     def gathered(self, x: mx.array) -> mx.array:
-        """(N, ...): what every rank has of the same shape."""
+        """(N, ...): what every rank has of the same shape.
+
+        MLX runs a graph in an order that its shape decides, and ranks may have other shapes: with
+        uneven shares of heads, attention is other operations. So each exchange waits for the one
+        before, and all ranks have them in the order of the program.
+        """
         self._heard = time.monotonic()
-        return mx.distributed.all_gather(x[None], group=self._group)
+        if self._last is not None:
+            x = mx.depends(x, self._last)
+        self._last = mx.distributed.all_gather(x[None], group=self._group)
+        return self._last
 
     def total(self, x: mx.array) -> mx.array:
         """The sum over ranks, rounded once."""

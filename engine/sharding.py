@@ -46,7 +46,7 @@ class Slice:
         """What the rank adds so that the sum over all ranks is whole."""
         ends = [(0, 0)] * part.ndim
         ends[self.axis] = (self.start, self.size - self.stop)
-        return mx.pad(part if self.counts else none_of(part), ends)
+        return mx.pad(part if self.counts else mx.zeros_like(part), ends)
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,6 @@ class Addend:
 
 
 Part = Slice | Addend
-
-
-def none_of(x: mx.array) -> mx.array:
-    """Zeros that are computed when x is.
-
-    MLX runs what passes between ranks in the order of the graph, which has to be the same on all of
-    them: a rank that adds nothing still waits for what the others add.
-    """
-    return mx.where(mx.array(False), x, mx.zeros((), x.dtype))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx import nn
 
 from ..ranks import Ranks
-from ..sharding import Share, Slice, bounds, none_of
+from ..sharding import Share, Slice, bounds
 from ..spec import AttentionSpec
 from . import Tap, no_tap
 from .mlp import MLP
@@ -48,8 +48,11 @@ def unshared(path: str) -> str:
     return ".".join(step for step in path.split(".") if step != "share")
 
 
-def whole_tap(tap: Tap, share: Share, ranks: Ranks) -> Tap:
-    """A tap for a rank's decoder that shows whole values to `tap`, which stands on every rank."""
+def whole_tap(tap: Tap, share: Share, ranks: Ranks, inside: int | None) -> Tap:
+    """A tap for a rank's decoder that shows whole values to `tap`, which stands on every rank.
+
+    Of what is inside blocks, those of block `inside` are made whole; `tap` is not told of others.
+    """
     if tap is no_tap:
         return tap
 
@@ -57,6 +60,8 @@ def whole_tap(tap: Tap, share: Share, ranks: Ranks) -> Tap:
         part = share.values.get(name)
         if part is None:
             return tap(name, x)
+        if not name.startswith(f"blocks.{inside}."):
+            return x
         whole = ranks.total(part.addend(x))
         given = tap(name, whole)
         return x if given is whole else part.of(given)
@@ -90,7 +95,7 @@ class NormShare(nn.Module):
         """(B, T, features of the part) -> the same"""
         spec, wide = self.share._spec, x.astype(mx.float32)
         squares = mx.square(wide).sum(axis=-1, keepdims=True)
-        squares = self._ranks.total(squares if self._part.counts else none_of(squares))
+        squares = self._ranks.total(squares if self._part.counts else mx.zeros_like(squares))
         y, weight = wide * mx.rsqrt(squares / self._part.size + spec.eps), self.share.weight
         if spec.offset or spec.float32_gain:
             return (y * (spec.offset + weight.astype(mx.float32))).astype(x.dtype)

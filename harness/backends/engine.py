@@ -136,7 +136,9 @@ class EngineBackend:
             return self._see_inside(gathered, block, part, value, parts)
 
         if self._ranks is not None and self.model.share is not None:
-            return self.model.decoder(ids, tap=whole_tap(tap, self.model.share, self._ranks))
+            return self.model.decoder(
+                ids, tap=whole_tap(tap, self.model.share, self._ranks, inside)
+            )
         return self.model.decoder(ids, tap=tap)
 
     def batch(
