@@ -135,11 +135,9 @@ class EngineBackend:
                 return value.transpose(0, 2, 1, 3)
             return self._see_inside(gathered, block, part, value, parts)
 
-        if self._ranks is not None and self.model.share is not None:
-            return self.model.decoder(
-                ids, tap=whole_tap(tap, self.model.share, self._ranks, inside)
-            )
-        return self.model.decoder(ids, tap=tap)
+        share, ranks = self.model.share, self._ranks
+        shown = tap if share is None or ranks is None else whole_tap(tap, share, ranks, inside)
+        return self.model.decoder(ids, tap=shown)
 
     def batch(
         self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] | None = None
