@@ -104,9 +104,9 @@ def measured(ranks: int, folder: str) -> dict:
     if ranks == 1:
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         return json.loads(done.stdout)
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with Started(command, ranks, **streams) as processes:
-        output = processes.processes[0].stdout.read()
+    with Started(command, ranks, stdout=subprocess.PIPE) as processes:
+        with processes.processes[0].stdout as stream:
+            output = stream.read()
         if status := processes.wait():
             raise SystemExit(status)
     return json.loads(output)

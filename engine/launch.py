@@ -25,7 +25,7 @@ from typing import Any
 
 # Who starts processes tells them by these: mlx.launch and this module, Open MPI, MPICH.
 _STARTED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-_STARTER = "ENGINE_RANK_STARTER"  # set by this module: input ends with who started them
+_STARTER = "ENGINE_RANK_STARTER"  # a pipe that ends with who started them, set by this module
 FAILED = 2
 _GRACE = 5.0  # seconds in which ranks that are told to end may do so
 _BEHIND = 30.0  # seconds that others may take longer than rank 0
@@ -37,14 +37,14 @@ def started() -> bool:
 
 
 def end_with_starter() -> None:
-    """Where `Started` has started this process, end it when its input does: nobody is there."""
+    """Where `Started` has started this process, have it end when who did so is gone."""
     if _STARTER not in os.environ:
         return
+    pipe = int(os.environ[_STARTER])
 
     def read() -> None:
-        with suppress(OSError, ValueError):
-            while os.read(0, 1024):
-                pass
+        with suppress(OSError):
+            os.read(pipe, 1)  # nothing is ever written
         os._exit(FAILED)
 
     threading.Thread(target=read, name="starter", daemon=True).start()
@@ -54,8 +54,7 @@ class Started:
     """Processes of one command, rank 0 first. To be used in `with`, which ends what is left.
 
     `variables` go to all of them, and the files `pass_fds`; `streams` are the standard streams of
-    rank 0, as `subprocess.Popen` takes them. The others have no output but errors. An input that is
-    a pipe ends with this process, which `end_with_starter` looks at.
+    rank 0, as `subprocess.Popen` takes them. The others have no input, and no output but errors.
     """
 
     def __init__(
@@ -72,14 +71,14 @@ class Started:
         with os.fdopen(handle, "w") as file:
             json.dump([[f"127.0.0.1:{port}"] for port in _free_ports(ranks)], file)
         self.processes: list[subprocess.Popen] = []
-        others = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        alive, self._alive = os.pipe()
+        others = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
         for rank, own in enumerate(environments(ranks, self._hosts)):
             shown = others if rank else streams
-            environment = {**os.environ, **own, **(variables or {})}
-            if shown.get("stdin") == subprocess.PIPE:
-                environment[_STARTER] = "1"
-            more: dict[str, Any] = {"pass_fds": pass_fds, **shown}
+            environment = {**os.environ, **own, **(variables or {}), _STARTER: str(alive)}
+            more: dict[str, Any] = {"pass_fds": (*pass_fds, alive), **shown}
             self.processes.append(subprocess.Popen(command, env=environment, **more))
+        os.close(alive)
 
     def keep_signals(self) -> None:
         """Leave SIGINT, which a terminal sends to all, to rank 0, and pass SIGTERM on to it."""
@@ -126,16 +125,13 @@ class Started:
             if not _over(process):
                 process.kill()
                 process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with suppress(OSError):
-                        stream.close()
 
     def __enter__(self) -> Started:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.end()
+        os.close(self._alive)
         self._hosts.unlink(missing_ok=True)
 
 

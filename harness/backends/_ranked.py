@@ -51,7 +51,7 @@ class RankedEngine:
         theirs = [there.fileno() for _, there in pairs]
         self._started = Started(
             program, request.ranks, pass_fds=theirs, variables={_ENDS: ",".join(map(str, theirs))},
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         for _, there in pairs:
             there.close()

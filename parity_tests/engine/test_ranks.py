@@ -32,9 +32,9 @@ def run(ranks: int, *arguments: object) -> list[dict]:
     """What rank 0 prints."""
     command = [sys.executable, str(PROGRAM), *map(str, arguments)]
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with Started(command, ranks, variables=paths, **streams) as started:
-        output = started.processes[0].stdout.read()
+    with Started(command, ranks, variables=paths, stdout=subprocess.PIPE) as started:
+        with started.processes[0].stdout as stream:
+            output = stream.read()
         assert started.wait() == 0
     return [json.loads(line) for line in output.splitlines()]
 
