@@ -4,8 +4,9 @@ All sides make as many tokens of the same prompts, greedily, with no stop; the w
 their text. They take turns in one process, so that what disturbs one disturbs all; medians of the
 ratios, with the smallest and largest. Usage:
 
-    python benchmarks/serving.py [--model NAME ...] [--requests 8] [--tokens 100] [--runs 5]
-        [--device gpu] [--deterministic]
+    python benchmarks/serving.py [--model NAME ...] [--shape 1b ...] [--bits 4]
+        [--dtype bfloat16] [--requests 8] [--tokens 100] [--runs 5] [--device gpu]
+        [--deterministic]
 
 A ratio above 1 says that the worker is that much faster.
 """
@@ -19,8 +20,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from sides import Sides, loaded, made
+
 from engine.generate import generate
-from engine.model import Model, load
 from engine.runtime import use_device
 from engine.serving.worker import Piece, Request, Worker
 
@@ -29,19 +31,27 @@ Tokens = list[list[int]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append")
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--shape", action="append", default=[], help="a model made at random")
+    parser.add_argument("--bits", type=int, help="of a made one, packed")
+    parser.add_argument("--dtype", default="bfloat16", help="of a made one")
     parser.add_argument("--device")
     for name, count in {"requests": 8, "tokens": 100, "runs": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--deterministic", action="store_true")
     options = parser.parse_args()
     device = use_device(options.device)
-    for name in options.model or ["tiny-llama", "tiny-gemma3", "tiny-gpt2"]:
-        print(f"{name} on {device}, {options.requests} requests of {options.tokens} tokens")
-        _report(load(name), options)
+    names = options.model or ([] if options.shape else ["tiny-llama", "tiny-gemma3", "tiny-gpt2"])
+    print(f"on {device}, {options.requests} requests of {options.tokens} tokens")
+    for shape in options.shape:
+        _report(made(shape, options.dtype, options.bits), options)
+    for name in names:
+        _report(loaded(name), options)
 
 
-def _report(model: Model, options: Any) -> None:
+def _report(both: Sides, options: Any) -> None:
+    print(both.name)
+    model = both.ours
     chance = random.Random(0)
     prompts = [
         tuple(chance.randrange(model.spec.vocab) for _ in range(chance.randint(8, 100)))
@@ -62,8 +72,8 @@ def _report(model: Model, options: Any) -> None:
         return [list(generate(model.decoder, prompt, options.tokens)) for prompt in prompts]
 
     sides: dict[str, Callable[[], Tokens]] = {"worker": together, "one after another": sequential}
-    if (batches := _mlx_lm(model, prompts, options.tokens)) is not None:
-        sides["mlx-lm's batches"] = batches
+    if both.mlx_lm is not None:
+        sides["mlx-lm's batches"] = _mlx_lm(both.mlx_lm, prompts, options.tokens)
     with worker:
         expected = sequential()
         taken: dict[str, list[float]] = {name: [] for name in sides}
@@ -88,23 +98,14 @@ def _report(model: Model, options: Any) -> None:
         )
 
 
-def _mlx_lm(
-    model: Model, prompts: list[tuple[int, ...]], count: int
-) -> Callable[[], Tokens] | None:
-    """mlx-lm's BatchGenerator on the same files; None where it is not installed or has none."""
-    try:
-        from mlx_lm.generate import BatchGenerator
-        from mlx_lm.utils import load_model
-
-        theirs, _ = load_model(model.files.folder)
-    except (ImportError, FileNotFoundError) as cause:
-        print(f"  without mlx-lm: {cause}")
-        return None
+def _mlx_lm(model: Any, prompts: list[tuple[int, ...]], count: int) -> Callable[[], Tokens]:
+    """mlx-lm's BatchGenerator."""
+    from mlx_lm.generate import BatchGenerator
 
     def batches() -> Tokens:
         size = len(prompts)
         generator = BatchGenerator(
-            theirs, max_tokens=count, completion_batch_size=size, prefill_batch_size=size
+            model, max_tokens=count, completion_batch_size=size, prefill_batch_size=size
         )
         ids = generator.insert([list(prompt) for prompt in prompts])
         made: dict[int, list[int]] = {id: [] for id in ids}

@@ -15,20 +15,25 @@ import mlx.core as mx
 from .spec import DecoderSpec
 
 STEP = 256  # tokens of room added at a time, so that decoding writes in place
+# Where a buffer has room for a multiple of 256 tokens, MLX's attention on CUDA (mlx 0.32.4, one
+# query, 16 bits, 256 keys or more) takes a slice of it for one that begins at its start, which that
+# of a window does not; and whether it does depends on what was allocated before.
+# benchmarks/decode_attention.py shows both.
+SPARE = 8
 
 
 class Cache:
     """Keys and values (B, K, S, D) of one block.
 
     `offset` counts every token ever seen. With a `window` W only the last W-1 are kept between
-    calls: the next token sees itself and them. `padding` (B,) says how many tokens in front of
-    each row are none of it; None where no row has any.
+    calls: the next token sees itself and them. `pads`, as an array `padding` (B,), says how many
+    tokens in front of each row are none of it; None where no row has any.
     """
 
     def __init__(self, window: int | None = None, padding: Sequence[int] | None = None) -> None:
         self.window = window
-        self._pads = tuple(padding) if padding is not None and any(padding) else None
-        self.padding = None if self._pads is None else mx.array(self._pads)
+        self.pads = tuple(padding) if padding is not None and any(padding) else None
+        self.padding = None if self.pads is None else mx.array(self.pads)
         self.offset = 0
         self._keys = self._values = mx.zeros((1, 1, 0, 1))  # (B, K, room, D) once used
         self._start = 0  # of the kept tokens in the buffers
@@ -63,7 +68,17 @@ class Cache:
         `whole` is the length, padding included, that it will have once a prompt is fed to its end.
         """
         end = max(whole or 0, self.offset + count)
-        return end if self._pads is None else tuple(end - n for n in self._pads)
+        return end if self.pads is None else tuple(end - n for n in self.pads)
+
+    @property
+    def used(self) -> bool:
+        """Whether it holds tokens."""
+        return self.offset > 0
+
+    @property
+    def arrays(self) -> tuple[mx.array, mx.array]:
+        """The buffers: evaluated, all that was fed is computed."""
+        return self._keys, self._values
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +91,7 @@ class Cache:
 
     def take(self, rows: Sequence[int]) -> Cache:
         """A cache of some of the rows, in this order; padding that all of them have is gone."""
-        pads = [self._pads[row] if self._pads else 0 for row in rows]
+        pads = [self.pads[row] if self.pads else 0 for row in rows]
         taken = Cache(self.window, [n - min(pads) for n in pads])
         taken.offset = self.offset - min(pads)
         kept = slice(max(self._start, self._end - taken.offset), self._end)
@@ -115,7 +130,7 @@ class Cache:
         if self._end + T <= self._keys.shape[2]:
             return
         kept = self._end - self._start
-        room = -(-(kept + T) // STEP) * STEP
+        room = _room(kept + T)
         self._keys = self._moved(self._keys, keys, room)
         self._values = self._moved(self._values, values, room)
         self._start, self._end = 0, kept
@@ -144,7 +159,7 @@ def stacked(caches: Sequence[Cache]) -> Cache:
     pads = [
         n + offset - cache.offset
         for cache in caches
-        for n in cache._pads or [0] * cache._keys.shape[0]
+        for n in cache.pads or [0] * cache._keys.shape[0]
     ]
     whole = Cache(caches[0].window, pads)
     whole.offset = offset
@@ -170,11 +185,16 @@ def _roomy(parts: Sequence[mx.array], kept: int) -> mx.array:
     """A new buffer whose first `kept` tokens are those of all rows of `parts`, zeros in front."""
     _, K, _, D = parts[0].shape
     rows = sum(len(part) for part in parts)
-    buffer, row = mx.zeros((rows, K, -(-kept // STEP) * STEP, D), parts[0].dtype), 0
+    buffer, row = mx.zeros((rows, K, _room(kept), D), parts[0].dtype), 0
     for part in parts:
         buffer[row : row + len(part), :, kept - part.shape[2] : kept] = part
         row += len(part)
     return buffer
+
+
+def _room(tokens: int) -> int:
+    """How many tokens the buffer for so many has room for."""
+    return max(-(-(tokens - SPARE) // STEP), 1) * STEP + SPARE
 
 
 class Apart:
@@ -190,11 +210,17 @@ class Apart:
     @property
     def positions(self) -> mx.array:
         """Where the next token of each of the `count` rows stands."""
-        return mx.array([row.offset for row in self.rows] + [0] * (self._count - len(self.rows)))
+        return mx.array(self.lengths(0))
 
     def lengths(self, count: int, whole: int | None = None) -> tuple[int, ...]:
-        """How long each sequence is with `count` more tokens; they have no end in common."""
-        return tuple(row.offset + count for row in self.rows)
+        """How long each row is with `count` more tokens; they have no end in common."""
+        blank = [0] * (self._count - len(self.rows))
+        return tuple(offset + count for offset in [*(row.offset for row in self.rows), *blank])
+
+    @property
+    def used(self) -> bool:
+        """Whether it holds sequences, which have tokens."""
+        return bool(self.rows)
 
     @property
     def nbytes(self) -> int:
@@ -216,22 +242,13 @@ class Apart:
 AnyCache = Cache | Apart
 
 
-def attended(
-    attention: Callable[..., mx.array],
-    cache: AnyCache,
-    length: int | Sequence[int],
-    *arrays: mx.array,
-) -> mx.array:
-    """`attention(cache, length, *arrays)`, or one sequence after the other where they are apart.
+def attended(attention: Callable[..., mx.array], cache: AnyCache, *arrays: mx.array) -> mx.array:
+    """`attention(cache, *arrays)`, or one sequence after the other where they are apart.
 
     Blank rows come out as zeros.
     """
     if not isinstance(cache, Apart):
-        return attention(cache, length, *arrays)
-    assert not isinstance(length, int)
-    found = [
-        attention(row, n, *(x[i : i + 1] for x in arrays))
-        for i, (row, n) in enumerate(zip(cache.rows, length, strict=True))
-    ]
+        return attention(cache, *arrays)
+    found = [attention(row, *(x[i : i + 1] for x in arrays)) for i, row in enumerate(cache.rows)]
     blank = len(arrays[0]) - len(found)
     return mx.concatenate([*found, *[mx.zeros_like(found[0])] * blank])

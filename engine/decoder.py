@@ -21,6 +21,7 @@ from .layers.mlp import MLP
 from .layers.moe import MoE
 from .layers.norm import Norm
 from .spec import BlockSpec, DecoderSpec, LatentAttentionSpec, MLPSpec
+from .step import Steps
 
 
 class Decoder(nn.Module):
@@ -36,6 +37,7 @@ class Decoder(nn.Module):
         self.norm = Norm(spec.norm, spec.width)
         if not spec.tied_head:
             self.head = nn.Linear(spec.width, spec.vocab, bias=spec.head_bias)
+        self._steps = Steps()
 
     def __call__(
         self,
@@ -52,18 +54,30 @@ class Decoder(nn.Module):
         out, the sequence ends here. `last` gives (B, 1, V), the logits after the last token only.
         """
         cache = make_cache(self.spec) if cache is None else cache
-        lengths = cache[0].lengths(tokens.shape[1], length)
+        count = tokens.shape[1]
+        lengths = cache[0].lengths(count, length)
+        if count == 1 and cache[0].used:
+            logits = self._steps(self, tokens, cache, lengths, tap)
+            if logits is not None:
+                return logits
+        else:
+            self._steps.doubt()
+        x = self.embedded(tokens, cache[0].positions, tap)
+        for i, (block, past) in enumerate(zip(self.blocks, cache, strict=True)):
+            x: mx.array = tap(f"blocks.{i}", block(x, past, lengths, under(tap, f"blocks.{i}")))
+        return self.logits(x[:, -1:] if last else x, tap)
 
-        x = self.embed(tokens)  # (B, T, C)
+    def embedded(self, tokens: mx.array, start: int | mx.array, tap: Tap = no_tap) -> mx.array:
+        """What enters the first block, (B, T, C). `start` is as in `Attention.heads`."""
+        x = self.embed(tokens)
         if self.spec.embed_scale != 1.0:
             x = x * mx.array(self.spec.embed_scale, x.dtype)
         if self.spec.learned_positions:
-            x = x + self.positions(self._places(cache[0], tokens.shape[1]))
-        x = tap("embed", x)
-        for i, (block, past) in enumerate(zip(self.blocks, cache, strict=True)):
-            x: mx.array = tap(f"blocks.{i}", block(x, past, lengths, under(tap, f"blocks.{i}")))
-        if last:
-            x = x[:, -1:]
+            x = x + self.positions(_places(start, tokens.shape[1]))
+        return tap("embed", x)
+
+    def logits(self, x: mx.array, tap: Tap = no_tap) -> mx.array:
+        """What leaves the last block, (B, T, C) -> (B, T, V)."""
         x = tap("norm", self.norm(x))
         logits = self.embed.as_linear(x) if self.spec.tied_head else self.head(x)
         logits = scaled(logits, self.spec.logit_scale)
@@ -71,17 +85,20 @@ class Decoder(nn.Module):
             logits = self.spec.logit_softcap * mx.tanh(logits / self.spec.logit_softcap)
         return tap("head", logits)
 
-    def _places(self, cache: AnyCache, count: int) -> mx.array:
-        """Positions of the next tokens: (T,), or (B, T) where rows begin after padding."""
-        start = cache.positions
-        if isinstance(start, int):
-            return mx.arange(start, start + count)
-        return mx.maximum(start[:, None] + mx.arange(count), 0)
-
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's path and shape."""
         flat: Any = tree_flatten(self.parameters())
         return {path: tuple(array.shape) for path, array in flat}
+
+
+def _places(start: int | mx.array, count: int) -> mx.array:
+    """Positions of the next tokens: (T,), or (B, T) where rows have starts of their own.
+
+    None is negative: what stands before a row's first token is padding.
+    """
+    if isinstance(start, int):
+        return mx.arange(start, start + count)
+    return mx.maximum(start[..., None] + mx.arange(count), 0)
 
 
 class Block(nn.Module):
@@ -107,8 +124,23 @@ class Block(nn.Module):
     ) -> mx.array:
         """(B, T, C) -> (B, T, C)"""
         normed = self._normed("attn_norm", x, tap)
-        y = tap("attn", self.attn(normed, cache, length, under(tap, "attn")))
-        y = scaled(self._normed("attn_post_norm", y, tap), self._spec.residual_scale)
+        y = self.attn(normed, cache, length, under(tap, "attn"))
+        return self._rest(x, normed, y, tap)
+
+    def before(
+        self, x: mx.array, start: int | mx.array, length: int | Sequence[int], tap: Tap
+    ) -> tuple[mx.array, tuple[mx.array, ...]]:
+        """What comes before the cache: the norm of x (B, T, C), and the heads made of it."""
+        normed = self._normed("attn_norm", x, tap)
+        return normed, self.attn.heads(normed, start, length, under(tap, "attn"))
+
+    def after(self, x: mx.array, normed: mx.array, context: mx.array, tap: Tap) -> mx.array:
+        """What comes after it, from what the heads gathered: (B, T, C)."""
+        return self._rest(x, normed, self.attn.out(context, under(tap, "attn")), tap)
+
+    def _rest(self, x: mx.array, normed: mx.array, y: mx.array, tap: Tap) -> mx.array:
+        """From what attention gives, y (B, T, C), to the end of the block."""
+        y = scaled(self._normed("attn_post_norm", tap("attn", y), tap), self._spec.residual_scale)
         between = x if self._spec.parallel else x + y
         if not self._spec.one_norm:
             normed = self._normed("mlp_norm", between, tap)

@@ -22,7 +22,7 @@ from .spec import DecoderSpec
 if TYPE_CHECKING:
     from .constraint import Constraint
 
-PREFILL_CHUNK = 512  # tokens fed at a time, so that memory does not grow with the prompt squared
+PREFILL_CHUNK = 2048  # tokens fed at a time, so that memory does not grow with the prompt squared
 
 
 @dataclass
@@ -62,14 +62,18 @@ def check_prompt(prompt: Sequence[int], vocab: int, room: int | None = None) -> 
 def prefill(
     decoder: Decoder, prompt: Sequence[int], cache: list[Cache], chunk: int = PREFILL_CHUNK
 ) -> mx.array:
-    """Feed a prompt; return the logits (1, V) after its last token."""
-    logits = None
-    for start in range(0, len(prompt), chunk):
-        part = mx.array([prompt[start : start + chunk]])
-        logits = decoder(part, cache, length=len(prompt), last=True)
-        mx.eval(logits)
-    assert logits is not None
-    return logits[:, -1]
+    """Feed a prompt; return the logits (1, V) after its last token, being computed.
+
+    That one is fed alone: of the others only keys and values are needed, so that the last block
+    and the head compute nothing for them.
+    """
+    length = len(prompt)
+    for start in range(0, length - 1, chunk):
+        mx.eval([layer.arrays for layer in cache])  # one chunk at a time is in memory
+        part = prompt[start : min(start + chunk, length - 1)]
+        decoder(mx.array([part]), cache, length=length)
+        mx.async_eval([layer.arrays for layer in cache])
+    return decoder(mx.array([prompt[-1:]]), cache, length=length)[:, -1]
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ def steps(
 
     begin = time.perf_counter()
     chosen = choose(feed.begin(prompt))
+    mx.async_eval(*chosen)
     for n in range(max_tokens):
         more = n + 1 < max_tokens
         # The next step is queued before this token is read back.
@@ -223,8 +228,7 @@ def _step(chosen: tuple[mx.array, ...]) -> Step:
 
 def edges(spec: DecoderSpec) -> set[int]:
     """The lengths that are the last of LongRoPE's short factors."""
-    ropes = [block.attention.rope for block in spec.blocks]
-    return {r.original_length or 0 for r in ropes if r is not None and r.type == "longrope"}
+    return {rope.original_length or 0 for rope in spec.stretched if rope.type == "longrope"}
 
 
 def _id(token: mx.array) -> int:

@@ -11,6 +11,7 @@ width, C hidden width, F feed-forward width, V vocabulary, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from .names import Name
 
@@ -206,3 +207,9 @@ class DecoderSpec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     draft_blocks: int = 0
+
+    @cached_property
+    def stretched(self) -> tuple[RopeSpec, ...]:
+        """Rotations that depend on the length of the whole sequence, each once."""
+        ropes = dict.fromkeys(block.attention.rope for block in self.blocks)
+        return tuple(r for r in ropes if r is not None and r.type in ("dynamic", "longrope"))

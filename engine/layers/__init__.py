@@ -26,6 +26,12 @@ def under(tap: Tap, prefix: str) -> Tap:
     return lambda name, x: tap(f"{prefix}.{name}", x)
 
 
+def feeding(tap: Tap) -> Tap:
+    """A tap that gives other arrays back: what is compiled cannot take them in."""
+    tap.feeds = True  # type: ignore[attr-defined]
+    return tap
+
+
 def scaled(x: mx.array, factor: float) -> mx.array:
     """x times a factor that is not itself rounded to the dtype of x."""
     return x if factor == 1.0 else (x.astype(mx.float32) * factor).astype(x.dtype)

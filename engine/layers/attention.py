@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from functools import lru_cache
 
 import mlx.core as mx
 from mlx import nn
@@ -36,36 +38,23 @@ class Attention(nn.Module):
         self, x: mx.array, cache: AnyCache, length: int | Sequence[int], tap: Tap
     ) -> mx.array:
         """(B, T, C) -> (B, T, C). `length` is that of the whole sequence, or of each, for Rope."""
-        q, k, v = tap("q", self.q(x)), tap("k", self.k(x)), tap("v", self.v(x))
+        heads = self.heads(x, cache.positions, length, tap)
+        return self.out(self.attend(heads, cache, tap), tap)
 
-        def attention(
-            cache: Cache, length: int | Sequence[int], q: mx.array, k: mx.array, v: mx.array
-        ) -> mx.array:
-            return self._context(q, k, v, cache, length, tap)
+    def heads(
+        self, x: mx.array, start: int | mx.array, length: int | Sequence[int], tap: Tap
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """(B, T, C) -> queries (B, H, T, D), keys and values (B, K, T, D), at their positions.
 
-        return tap("o", self.o(tap("context", attended(attention, cache, length, q, k, v))))
-
-    def _context(
-        self,
-        q: mx.array,
-        k: mx.array,
-        v: mx.array,
-        cache: Cache,
-        length: int | Sequence[int],
-        tap: Tap,
-    ) -> mx.array:
-        """(B, T, H*D), (B, T, K*D) twice -> what the heads gather, (B, T, H*D)."""
-        spec, start = self._spec, cache.positions
-        B, T, _ = q.shape
-        H, K, D = spec.heads, spec.kv_heads, spec.head_dim
-
-        def split(y: mx.array, heads: int) -> mx.array:
-            return y.reshape(B, T, heads, D)  # (B, T, H*D) -> (B, T, H, D)
-
-        if spec.qk_norm and spec.qk_norm_over == "all heads":
+        `start` is the position of the first token, or one a row.
+        """
+        spec = self._spec
+        H, K, normed = spec.heads, spec.kv_heads, spec.qk_norm is not None
+        by_head = normed and spec.qk_norm_over != "all heads"
+        q, k, v = self._products(x, tap)
+        if normed and not by_head:
             q, k = tap("q_norm", self.q_norm(q)), tap("k_norm", self.k_norm(k))
         q, k, v = split(q, H), split(k, K), split(v, K)
-        by_head = spec.qk_norm and spec.qk_norm_over != "all heads"
         if by_head:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.transpose(0, 2, 1, 3) for y in (q, k, v))  # -> (B, H, T, D)
@@ -75,13 +64,38 @@ class Attention(nn.Module):
             q, k, v = (mx.clip(y, -spec.clip, spec.clip) for y in (q, k, v))
         if self._rope:
             q, k = self._rope(q, start, length), self._rope(k, start, length)
+        return tap("query", q), tap("key", k), v
 
-        q, k = tap("query", q), tap("key", k)
+    def attend(self, heads: Sequence[mx.array], cache: AnyCache, tap: Tap) -> mx.array:
+        """What the heads gather of the cache and of the new tokens: (B, T, H*D)."""
+        return attended(self._context, cache, *heads)
 
+    def out(self, context: mx.array, tap: Tap) -> mx.array:
+        """(B, T, H*D) -> (B, T, C)"""
+        return tap("o", self.o(tap("context", context)))
+
+    def _products(self, x: mx.array, tap: Tap) -> tuple[mx.array, mx.array, mx.array]:
+        """(B, T, C) -> (B, T, H*D), (B, T, K*D) twice"""
+        return tap("q", self.q(x)), tap("k", self.k(x)), tap("v", self.v(x))
+
+    def _context(self, cache: Cache, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """(B, H, T, D), (B, K, T, D) twice -> (B, T, H*D)"""
+        spec, T = self._spec, q.shape[2]
         k, v = cache.update(k, v)
         mask = mask_for(cache, T, k.shape[2], spec.window)
-        y = attend(q, k, v, spec.scale, mask, spec.softcap, self.get("sinks"))
-        return y.transpose(0, 2, 1, 3).reshape(B, T, H * D)  # (B, H, T, D) -> (B, T, H*D)
+        return flat(attend(q, k, v, spec.scale, mask, spec.softcap, self.get("sinks")))
+
+
+def split(y: mx.array, heads: int) -> mx.array:
+    """(B, T, H*D) -> (B, T, H, D)"""
+    return y.reshape(*y.shape[:-1], heads, -1)
+
+
+def flat(y: mx.array) -> mx.array:
+    """(B, H, T, D) -> (B, T, H*D)"""
+    B, H, T, D = y.shape
+    # One token's numbers are in this order already.
+    return (y if T == 1 else y.transpose(0, 2, 1, 3)).reshape(B, T, H * D)
 
 
 def _head_norm(spec: AttentionSpec, heads: int) -> Norm:
@@ -94,10 +108,23 @@ def _head_norm(spec: AttentionSpec, heads: int) -> Norm:
 
 def mask_for(cache: Cache, queries: int, keys: int, window: int | None) -> mx.array | str | None:
     """What `queries` new tokens, which the cache has taken already, may see of `keys`."""
+    offset = None if cache.padding is None else cache.offset - queries
+    return _mask(threading.get_ident(), queries, keys, window, cache.pads, offset)
+
+
+@lru_cache(maxsize=4)  # all blocks of one kind ask for the same
+def _mask(
+    thread: int,  # whose stream would make it
+    queries: int,
+    keys: int,
+    window: int | None,
+    pads: tuple[int, ...] | None,
+    offset: int | None,
+) -> mx.array | str | None:
     mask = causal_mask(queries, keys, window)
-    if cache.padding is None:
+    if pads is None or offset is None:
         return mask
-    return padded_mask(mask, queries, keys, cache.offset - queries, cache.padding)
+    return padded_mask(mask, queries, keys, offset, mx.array(pads))
 
 
 def causal_mask(queries: int, keys: int, window: int | None) -> mx.array | str | None:

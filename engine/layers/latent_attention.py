@@ -14,7 +14,7 @@ from mlx import nn
 from ..cache import AnyCache, Cache, attended
 from ..spec import LatentAttentionSpec
 from . import Tap
-from .attention import attend, mask_for
+from .attention import attend, flat, mask_for, split
 from .norm import Norm
 from .rope import Rope
 
@@ -42,45 +42,52 @@ class LatentAttention(nn.Module):
         self, x: mx.array, cache: AnyCache, length: int | Sequence[int], tap: Tap
     ) -> mx.array:
         """(B, T, C) -> (B, T, C). `length` is that of the whole sequence, or of each, for Rope."""
+        heads = self.heads(x, cache.positions, length, tap)
+        return self.out(self.attend(heads, cache, tap), tap)
+
+    def heads(
+        self, x: mx.array, start: int | mx.array, length: int | Sequence[int], tap: Tap
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """(B, T, C) -> queries (B, H, T, D), and what is cached: the latent vectors and the keys'
+        rotated part, (B, 1, T, rank) and (B, 1, T, rope_dim).
+
+        `start` is the position of the first token, or one a row.
+        """
+        spec, N = self._spec, self._spec.nope_dim
         q, down = self._queries(x, tap), tap("kv_down", self.kv_down(x))
-
-        def attention(
-            cache: Cache, length: int | Sequence[int], q: mx.array, down: mx.array
-        ) -> mx.array:
-            return self._context(q, down, cache, length, tap)
-
-        return tap("o", self.o(tap("context", attended(attention, cache, length, q, down))))
-
-    def _context(
-        self,
-        q: mx.array,
-        down: mx.array,
-        cache: Cache,
-        length: int | Sequence[int],
-        tap: Tap,
-    ) -> mx.array:
-        """(B, T, H*D) and (B, T, rank + rope_dim) -> (B, T, H*value_dim)."""
-        spec, start = self._spec, cache.positions
-        B, T, _ = q.shape
-        H, N = spec.heads, spec.nope_dim
-
-        q = q.reshape(B, T, H, spec.head_dim).transpose(0, 2, 1, 3)
+        q = split(q, spec.heads).transpose(0, 2, 1, 3)
         q = mx.concatenate([q[..., :N], self._rope(q[..., N:], start, length)], axis=-1)
-
         latent = tap("kv_norm", self.kv_norm(down[..., : spec.latent_rank]))
         turned = self._rope(down[:, None, :, spec.latent_rank :], start, length)
-        latent, turned = cache.update(latent[:, None], turned)  # (B, 1, S, rank or rope_dim)
-        S = latent.shape[2]
+        return q, latent[:, None], turned
+
+    def attend(self, heads: Sequence[mx.array], cache: AnyCache, tap: Tap) -> mx.array:
+        """What the heads gather of the cache and of the new tokens: (B, T, H*value_dim)."""
+
+        def context(cache: Cache, q: mx.array, latent: mx.array, turned: mx.array) -> mx.array:
+            return self._context(cache, q, latent, turned, tap)
+
+        return attended(context, cache, *heads)
+
+    def out(self, context: mx.array, tap: Tap) -> mx.array:
+        """(B, T, H*value_dim) -> (B, T, C)"""
+        return tap("o", self.o(tap("context", context)))
+
+    def _context(
+        self, cache: Cache, q: mx.array, latent: mx.array, turned: mx.array, tap: Tap
+    ) -> mx.array:
+        spec, T = self._spec, q.shape[2]
+        latent, turned = cache.update(latent, turned)  # (B, 1, S, rank or rope_dim)
+        B, _, S, _ = latent.shape
+        H, N = spec.heads, spec.nope_dim
 
         # (B, S, H*(N + value_dim)) -> (B, H, S, N + value_dim)
         up = self.kv_up(latent[:, 0])
-        up = (tap("kv_up", up) if S == T else up).reshape(B, S, H, -1).transpose(0, 2, 1, 3)
+        up = split(tap("kv_up", up) if S == T else up, H).transpose(0, 2, 1, 3)
         shared = mx.broadcast_to(turned, (B, H, S, spec.rope_dim))
         k = mx.concatenate([up[..., :N], shared], axis=-1)
         q, k = tap("query", q), (tap("key", k) if S == T else k)
-
-        y = attend(q, k, up[..., N:], spec.scale, mask_for(cache, T, S, spec.window))
-        return y.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, H, T, D) -> (B, T, H*D)
+        return flat(attend(q, k, up[..., N:], spec.scale, mask_for(cache, T, S, spec.window)))
 
     def _queries(self, x: mx.array, tap: Tap) -> mx.array:
         """(B, T, C) -> (B, T, H*D)"""

@@ -38,16 +38,20 @@ class MLP(nn.Module):
 
     def __init__(self, spec: MLPSpec, width: int) -> None:
         super().__init__()
-        self._activation = activation(spec.activation)
+        self._activation, self._gated = activation(spec.activation), spec.gated
         if spec.gated:
             self.gate = nn.Linear(width, spec.width, bias=spec.bias)
         self.up = nn.Linear(width, spec.width, bias=spec.bias)
         self.down = nn.Linear(spec.width, width, bias=spec.bias)
 
     def __call__(self, x: mx.array, tap: Tap) -> mx.array:
-        if "gate" in self:
-            gate = tap("gate", self.gate(x))
-            x = self._activation(gate) * tap("up", self.up(x))
+        if self._gated:
+            gate, up = self._gate_up(x, tap)
+            x = self._activation(gate) * up
         else:
             x = self._activation(tap("up", self.up(x)))
         return tap("down", self.down(x))
+
+    def _gate_up(self, x: mx.array, tap: Tap) -> tuple[mx.array, mx.array]:
+        """(B, T, C) -> (B, T, F) twice"""
+        return tap("gate", self.gate(x)), tap("up", self.up(x))

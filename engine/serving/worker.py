@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..errors import InvalidRequest, QueueFull, RankLost, ShuttingDown
-from ..generate import PREFILL_CHUNK, check_prompt
+from ..generate import check_prompt
 from ..runtime import peak_memory
 from .job import Job
 from .lockstep import IDLE, Lockstep, News, seeded
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Done", "Piece", "Request", "Ticket", "Worker", "WorkerStatus"]
 
+CHUNK = 512  # tokens of a prompt that the rows wait for between two steps
 _FAILURES = 3  # of MLX, one after the other: it will not come back
 _TIDY = 256  # turns between two times that MLX gives back memory nobody uses
 _RECENT = 5.0  # seconds that tokens per second are taken over
@@ -61,7 +62,7 @@ class Worker:
         max_rows: int = 8,
         queue: int = 64,
         prefix_cache_bytes: int = 1 << 30,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int = CHUNK,
         deterministic: bool = False,
         max_prompt_tokens: int | None = None,
         max_tokens: int | None = None,
@@ -325,16 +326,21 @@ class Worker:
         """
         room, ready = self._chunk, []
         while self._filling and room > 0:
-            job = self._filling.popleft()
-            with self._guarded([job]):
-                room -= self._prefill.feed(job)
-            if job.done:
-                self._settle(job)
-            elif job.next is None:
-                self._filling.append(job)
-            else:
-                self._count_prompt(job)
-                ready.append(job)
+            batch = self._prefill.together(list(self._filling), room)
+            jobs = batch or [self._filling[0]]
+            for job in jobs:
+                self._filling.remove(job)
+            with self._guarded(jobs):
+                feed = self._prefill.feed
+                room -= self._prefill.feed_together(batch) if batch else feed(jobs[0])
+            for job in jobs:
+                if job.done:
+                    self._settle(job)
+                elif job.next is None:
+                    self._filling.append(job)
+                else:
+                    self._count_prompt(job)
+                    ready.append(job)
         return ready
 
     def _step(self, ready: list[Job]) -> None:

@@ -31,6 +31,7 @@ class Gathered:
 
     def __init__(self, length: int, feed: Mapping[Site, Any] | None = None) -> None:
         self._length, self._feed = length, feed or {}
+        self.feeds = bool(feed)
         self.seen: dict[Site, mx.array] = {}
 
     def see(self, site: Site, value: mx.array) -> mx.array:

@@ -1,4 +1,8 @@
-"""Our engine as a side: the decoder that serves users, observed through its own taps."""
+"""Our engine as a side: the decoder that serves users, observed through its own taps.
+
+`engine:steps` is the same engine fed token by token: what is judged then at every site is the
+compiled step that decoding runs, not the pass over a whole sequence.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,11 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from engine.architectures import supported
-from engine.cache import make_cache
+from engine.cache import Cache, make_cache
 from engine.decoder import Decoder
 from engine.files import ModelFiles
 from engine.generate import generate
+from engine.layers import feeding
 from engine.layers.packed import pack
 from engine.layers.ranked import unshared, whole_tap
 from engine.model import DTYPES
@@ -23,8 +28,9 @@ from engine.ranks import Ranks
 from engine.runtime import use_device
 from engine.weights.arrange import arrange
 
+from ..errors import BadOption
 from ..tokenizers.sides import Side, engine_side
-from ..types import CONTEXT, KEY, QUERY, Site, TokenFacts
+from ..types import CONTEXT, KEY, LOGITS, QUERY, Site, TokenFacts
 from . import Backend, Observe, Request
 from ._code import code_of
 from ._mlx import (
@@ -43,12 +49,14 @@ from ._mlx_streamed import StreamedMLX
 
 
 def load(request: Request) -> Backend:
+    if request.argument not in ("", "steps"):
+        raise BadOption(f"engine:{request.argument}: there are engine and engine:steps")
     if request.ranks > 1:
         from ._ranked import RankedEngine
 
         return RankedEngine(request)
     device = use_device(request.device)
-    return EngineBackend(request.files, request.dtype, device)
+    return EngineBackend(request.files, request.dtype, device, steps=bool(request.argument))
 
 
 def load_streamed(request: Request) -> StreamedMLX:
@@ -69,9 +77,14 @@ class EngineBackend:
     limits: Mapping[str, str] = {}
 
     def __init__(
-        self, files: ModelFiles, dtype: str, device: str, ranks: Ranks | None = None
+        self,
+        files: ModelFiles,
+        dtype: str,
+        device: str,
+        ranks: Ranks | None = None,
+        steps: bool = False,
     ) -> None:
-        self.dtype, self.device, self._ranks = dtype, device, ranks
+        self.dtype, self.device, self._ranks, self._steps = dtype, device, ranks, steps
         self.model = load_model(files, dtype=dtype, ranks=ranks)
         self._fused = [name for name in self.model.spec.names if len(name.targets) > 1]
         self._sources = {
@@ -105,10 +118,40 @@ class EngineBackend:
             cache = make_cache(decoder.spec)
             logits = in_chunks(lambda x: decoder(x, cache, length=len(tokens)), ids, chunks)
             return to_numpy(logits)[0]
+        if self._steps:
+            return self._by_steps(ids, observe, feed or {}, inside)
         gathered = Gathered(len(tokens), feed)
         return gathered.tell(observe, self.graph(ids, gathered, inside))
 
-    def graph(self, ids: mx.array, gathered: Gathered, inside: int | None) -> mx.array:
+    def _by_steps(
+        self,
+        ids: mx.array,
+        observe: Observe | None,
+        feed: Mapping[Site, np.ndarray],
+        inside: int | None,
+    ) -> np.ndarray:
+        """`forward`, one token (1, 1) at a time."""
+        cache, length = make_cache(self.model.spec), ids.shape[1]
+        seen: dict[Site, list[np.ndarray]] = {}
+        for t in range(length):
+            fed = {site: array[t : t + 1] for site, array in feed.items()}
+            gathered = Gathered(1, fed)
+            logits = self.graph(ids[:, t : t + 1], gathered, inside, cache, length)
+            gathered.tell(lambda site, row: seen.setdefault(site, []).append(row), logits)
+        found = {site: np.concatenate(rows) for site, rows in seen.items()}
+        if observe is not None:
+            for site, array in found.items():
+                observe(site, array)
+        return found[LOGITS]
+
+    def graph(
+        self,
+        ids: mx.array,
+        gathered: Gathered,
+        inside: int | None,
+        cache: Sequence[Cache] | None = None,
+        length: int | None = None,
+    ) -> mx.array:
         """Logits (1, T, V) of ids (1, T), not evaluated; `gathered` sees the sites."""
         parts: dict[str, mx.array] = {}  # of fused modules
 
@@ -135,9 +178,11 @@ class EngineBackend:
                 return value.transpose(0, 2, 1, 3)
             return self._see_inside(gathered, block, part, value, parts)
 
+        watching = feeding(tap) if gathered.feeds else tap
         share, ranks = self.model.share, self._ranks
-        shown = tap if share is None or ranks is None else whole_tap(tap, share, ranks, inside)
-        return self.model.decoder(ids, tap=shown)
+        if share is not None and ranks is not None:
+            watching = whole_tap(watching, share, ranks, inside)
+        return self.model.decoder(ids, cache, length=length, tap=watching)
 
     def batch(
         self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] | None = None

@@ -75,8 +75,8 @@ def test_a_cache_without_the_offset_would_be_seen():
     assert (mx.abs(wrong - right).max() / mx.abs(right).max()).item() > 1e-3
 
 
-def random_decoder(family: str, variant: str) -> Decoder:
-    mx.random.seed(1)
+def random_decoder(family: str, variant: str, seed: int = 1) -> Decoder:
+    mx.random.seed(seed)
     return Decoder(decoder_spec(Config(config_of(family, variant))))
 
 
@@ -188,11 +188,11 @@ def test_sequences_apart_are_attended_to_one_by_one():
     caches = [alone_with(0, [5], None), alone_with(1, [3], None)]
     apart = Apart(caches, 4)
     assert apart.positions.tolist() == [5, 3, 0, 0]
-    assert apart.lengths(1) == (6, 4)
+    assert apart.lengths(1) == (6, 4, 1, 1)
 
-    def attention(cache: Cache, length: int, x: mx.array) -> mx.array:
-        return x * length
+    def attention(cache: Cache, x: mx.array) -> mx.array:
+        return x * cache.offset
 
-    y = attended(attention, apart, apart.lengths(1), mx.ones((4, 1, 2)))
-    assert y[:, 0, 0].tolist() == [6, 4, 0, 0]
+    y = attended(attention, apart, mx.ones((4, 1, 2)))
+    assert y[:, 0, 0].tolist() == [5, 3, 0, 0]
     assert apart.take([1]).positions.tolist() == [3, 0, 0, 0]
