@@ -1,6 +1,6 @@
 """What each rank of test_ranks.py runs: models split over ranks beside the same models whole.
 
-`python ranked_program.py FAULT FOLDER...`; rank 0 prints a line of JSON for each folder. FAULT is
+`python -m parity_tests.engine.ranked_program FAULT FOLDER...`; rank 0 prints a line of JSON for each folder. FAULT is
 "none", or one that is planted on purpose.
 """
 

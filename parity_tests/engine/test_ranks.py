@@ -14,7 +14,7 @@ from engine.architectures import architecture, supported
 from engine.launch import Started
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).with_name("ranked_program.py")
+PROGRAM = "parity_tests.engine.ranked_program"
 # Rounding in another order, at float32: the whole sweep stays below 2e-6, see docs/RANKS.md.
 CLOSE, FAR = 1e-5, 1e-3
 # Each is another way to be cut: grouped heads, fused and biased, norms over all heads, latent
@@ -30,7 +30,7 @@ SHARED_HEADS = [("olmo2", "plain")]
 
 def run(ranks: int, *arguments: object) -> list[dict]:
     """What rank 0 prints."""
-    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    command = [sys.executable, "-m", PROGRAM, *map(str, arguments)]
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with Started(command, ranks, variables=paths, stdout=subprocess.PIPE) as started:
         with started.processes[0].stdout as stream:

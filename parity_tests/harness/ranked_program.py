@@ -1,6 +1,6 @@
 """A rank of the engine as a side, with a fault of `engine/ranked_program.py` planted in it.
 
-`python ranked_program.py FAULT`
+`python -m parity_tests.harness.ranked_program FAULT`
 """
 
 from __future__ import annotations

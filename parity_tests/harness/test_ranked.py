@@ -18,7 +18,7 @@ from harness.backends.engine import EngineBackend
 from harness.errors import BadOption
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).with_name("ranked_program.py")
+PROGRAM = "parity_tests.harness.ranked_program"
 KINDS = ("single", "random")
 TOKENS = [(5 * i + 2) % 50 for i in range(13)]
 
@@ -30,7 +30,7 @@ def faulty(monkeypatch):
     def plant(fault: str) -> None:
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         monkeypatch.setenv("PYTHONPATH", paths)
-        program = (sys.executable, str(PROGRAM), fault)
+        program = (sys.executable, "-m", PROGRAM, fault)
         monkeypatch.setattr(RankedEngine.__init__, "__defaults__", (program,))
 
     return plant
