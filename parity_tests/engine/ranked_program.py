@@ -1,7 +1,7 @@
 """What each rank of test_ranks.py runs: models split over ranks beside the same models whole.
 
-`python -m parity_tests.engine.ranked_program FAULT FOLDER...`; rank 0 prints a line of JSON for each
-folder. FAULT is "none", or one that is planted on purpose.
+`python -m parity_tests.engine.ranked_program FAULT FOLDER...`; rank 0 prints a line of JSON for
+each folder. FAULT is "none", or one that is planted on purpose.
 """
 
 from __future__ import annotations
