@@ -16,6 +16,7 @@ from .files import ModelFiles
 
 if TYPE_CHECKING:
     from .generate import Step
+    from .ranks import Ranks
     from .tokenizer import Tokenizer
 
 AUTO, MLX, TORCH = "auto", "mlx", "torch"
@@ -52,10 +53,15 @@ class Running:
 
 
 def choose_backend(
-    files: ModelFiles, asked: str, device: str | None = None, dtype: str | None = None
+    files: ModelFiles,
+    asked: str,
+    device: str | None = None,
+    dtype: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Choice:
     """What runs a model, where `asked` is of BACKENDS; makes `device` MLX's default unless torch.
 
+    Over several `ranks` MLX alone runs, and no certificate says anything of it.
     `auto` reads the weights through where a certificate may be of them, to hash them; hashes are
     remembered. Raises BackendUnavailable, and MetalNotAvailable for a GPU that is not there.
     """
@@ -63,6 +69,11 @@ def choose_backend(
         raise BackendUnavailable(f"backend {asked!r} is not one of {', '.join(BACKENDS)}")
     if dtype not in (None, *DTYPES):
         raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if asked == TORCH and ranks is not None:
+        raise BackendUnavailable(
+            f"backend torch runs in one process, and there are {ranks.size} ranks: "
+            "use --backend mlx, or one process"
+        )
     if asked == TORCH:
         if missing := _missing():
             raise BackendUnavailable(
@@ -75,6 +86,9 @@ def choose_backend(
     use_device(device)
     if asked == MLX:
         return Choice(MLX, "asked for")
+    if ranks is not None:
+        judge = f"harness compare --model {files.name} --ranks {ranks.size}"
+        return Choice(MLX, f"which alone runs over {ranks.size} ranks; {judge} judges it")
     from .certificate import standing
 
     found = standing(files, dtype)
@@ -95,9 +109,15 @@ def choose_backend(
 
 
 def open_model(
-    files: ModelFiles, backend: str, dtype: str | None = None, device: str | None = None
+    files: ModelFiles,
+    backend: str,
+    dtype: str | None = None,
+    device: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Running:
     """Load a model with "mlx" or "torch"; device and default device as `choose_backend` left them.
+
+    With `ranks` the steps are those of all of them together.
 
     Raises EngineError.
     """
@@ -112,7 +132,9 @@ def open_model(
     from .model import load
     from .runtime import device_name, peak_memory
 
-    loaded = load(files, dtype=dtype)
+    loaded = load(files, dtype=dtype, ranks=ranks)
+    if ranks is not None:
+        ranks.watch()
     return Running(
         MLX,
         device_name(),

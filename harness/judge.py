@@ -47,6 +47,7 @@ def compare(
     kinds: Collection[str] | None = None,
     stream: bool | None = None,
     resume: Path | None = None,
+    ranks: int = 1,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
     into: Verdict | None = None,
@@ -62,6 +63,7 @@ def compare(
     backend otherwise refuses: "remote-code", "pickle". `kinds` are the kinds of probes to run, all
     without it. `stream` runs both sides part by part, so that the model need not fit into memory;
     None does so where it does not fit, and `resume` is a file to go on from after an interruption.
+    `ranks` is how many processes the engine runs in, which split the model (docs/RANKS.md).
     `into` is filled as answers come, so that a caller has what there is when an error ends the run.
     `progress(done, total, what)` is told what goes on, total None where it is not known;
     `notice(text)` what the work will take, where that is much. Raises EngineError for bad input; a
@@ -74,6 +76,8 @@ def compare(
             raise BadOption(f"--allow {name!r}: there are {', '.join(ALLOWABLE)}")
     if resume is not None and not resume.parent.is_dir():
         raise BadOption(f"--resume {resume}: the folder {resume.parent} does not exist")
+    if ranks < 1 or (ranks > 1 and (stream or resume)):
+        raise BadOption(f"--ranks {ranks}: at least 1, and more than 1 not with --stream, --resume")
     questions = chosen(checks)
     files = find_model(model, revision, pickles="pickle" in allow)
     source = None if original is None else find_model(original)
@@ -81,15 +85,14 @@ def compare(
     named = name_of(candidate)
     verdict = into if into is not None else Verdict("", "", "", "", "")
     verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
-    verdict.dtype = dtype
+    verdict.dtype, verdict.ranks = dtype, ranks
     rungs, truth = _rungs(candidate, reference, Request(files, dtype, device)), None
     for rung in rungs:
         verdict.dtype = rung
-        request = Request(files, rung, device, allow=allow)
+        request = Request(files, rung, device, allow=allow, ranks=ranks)
         live = reference.partition(":")[0] != "golden"
-        parts = memory.part_by_part(
-            files, rung, live, True if resume else stream, notice, **how_held(candidate)
-        )
+        held = how_held(candidate) | ({"streamable": False} if ranks > 1 else {})
+        parts = memory.part_by_part(files, rung, live, True if resume else stream, notice, **held)
         if parts and (until_decided or depth != "block"):
             raise BadOption("--until-decided and --depth module need the whole model in memory")
         later = rung != rungs[-1] and floating_dtypes(files.weights) == {rungs[-1]}

@@ -49,7 +49,7 @@ def load_sides(
     actual = _streamed(candidate, request) if streamed else _candidate(candidate, request)
     loaded = time.perf_counter()
     tell(0, None, f"loading the reference, {rung}")
-    host = replace(request, device=None)
+    host = replace(request, device=None, ranks=1)
     oracle = twin = None
     if streamed and not _is_golden(reference):
         expected, oracle, twin = load_streamed_reference(reference, host)
@@ -145,11 +145,15 @@ def _truth(
 
 def _candidate(candidate: Candidate, request: Request) -> Backend:
     if callable(candidate):
+        if request.ranks > 1:
+            raise BadOption(f"--ranks {request.ranks}: a function runs in one process; engine can")
         from .backends.python import PythonBackend
 
         return PythonBackend(candidate, name_of(candidate), request.dtype)
     if _is_golden(candidate):
         raise BadOption("candidate 'golden': a recording can only be a reference")
+    if request.ranks > 1 and candidate != "engine":
+        raise BadOption(f"--ranks {request.ranks}: {candidate} runs in one process; engine can")
     return load_backend(candidate, request)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..console import remark
 from ..options import Backend, Device, Dtype, ModelOption, Revision, StopToken
+from ._ranks import RanksOption, ranked
 from ._sampling import with_sampling
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def generate(
     dtype: Dtype = None,
     device: Device = None,
     revision: Revision = None,
+    ranks: RanksOption = None,
     *,
     wishes: Mapping[str, Any],
 ) -> None:
@@ -53,36 +56,39 @@ def generate(
 
     if not prompt:
         raise InvalidPrompt("--prompt is empty: give a text to continue")
-    files = find_model(model, revision)
-    sampling = sampling_of(files.folder, wishes)
-    choice = choose_backend(files, backend, device, dtype)
-    tell(choice)
-    running = open_model(files, choice.backend, dtype, device)
-    tokenizer = running.tokenizer()
-    constraint = constraint_of(json_schema, regex, tokenizer, running.vocab)
-    ends = tokenizer.eos_ids | stop_tokens(stop_token or (), tokenizer, running.vocab)
-    timing, answer, taken = Timing(), Answer(tokenizer, stop or (), ends=ends), []
-    for step in running.steps(
-        tokenizer.prompt(prompt),
-        max_tokens,
-        stop=ends,
-        timing=timing,
-        sampling=sampling,
-        constraint=constraint,
-        logprobs=logprobs,
-    ):
-        taken.append(step)
-        print(answer.push(step.token), end="", flush=True)
-        if answer.stopped_by is not None:
-            break
-    print(answer.finish(), flush=True)
-    if logprobs is not None:
-        _print_logprobs(taken, tokenizer)
-    remark(f"sampling: {told(sampling, wishes)}")
-    remark(f"prompt: {timing.prompt_tokens} tokens, {rate(timing.prompt_rate)}")
-    remark(f"decode: {timing.tokens} tokens, {rate(timing.decode_rate)}")
-    remark(f"peak memory: {running.peak_memory() / 2**20:.1f} MiB")
-    remark(f"backend={running.backend} device={running.device}")
+    with ranked(ranks) as group:
+        files = find_model(model, revision)
+        sampling = sampling_of(files.folder, wishes)
+        if group is not None and sampling.temperature > 0:
+            sampling = replace(sampling, seed=int(group.told(str(sampling.seed))))
+        choice = choose_backend(files, backend, device, dtype, group)
+        tell(choice)
+        running = open_model(files, choice.backend, dtype, device, group)
+        tokenizer = running.tokenizer()
+        constraint = constraint_of(json_schema, regex, tokenizer, running.vocab)
+        ends = tokenizer.eos_ids | stop_tokens(stop_token or (), tokenizer, running.vocab)
+        timing, answer, taken = Timing(), Answer(tokenizer, stop or (), ends=ends), []
+        for step in running.steps(
+            tokenizer.prompt(prompt),
+            max_tokens,
+            stop=ends,
+            timing=timing,
+            sampling=sampling,
+            constraint=constraint,
+            logprobs=logprobs,
+        ):
+            taken.append(step)
+            print(answer.push(step.token), end="", flush=True)
+            if answer.stopped_by is not None:
+                break
+        print(answer.finish(), flush=True)
+        if logprobs is not None:
+            _print_logprobs(taken, tokenizer)
+        remark(f"sampling: {told(sampling, wishes)}")
+        remark(f"prompt: {timing.prompt_tokens} tokens, {rate(timing.prompt_rate)}")
+        remark(f"decode: {timing.tokens} tokens, {rate(timing.decode_rate)}")
+        remark(f"peak memory: {running.peak_memory() / 2**20:.1f} MiB")
+        remark(f"backend={running.backend} device={running.device}")
 
 
 def _print_logprobs(steps: Sequence[Step], tokenizer: Tokenizer) -> None:

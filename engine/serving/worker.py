@@ -11,8 +11,10 @@ and text. Nothing here knows HTTP.
 from __future__ import annotations
 
 import atexit
+import secrets
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,10 +22,11 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..errors import InvalidRequest, QueueFull, ShuttingDown, one_line
+from ..errors import InvalidRequest, QueueFull, RankLost, ShuttingDown, one_line
 from ..generate import check_prompt
 from ..runtime import peak_memory
 from .job import Job
+from .lockstep import IDLE, Lockstep, News, seeded
 from .prefill import Prefill
 from .prefixes import Prefixes
 from .requests import Done, Piece, Request, WorkerStatus
@@ -47,6 +50,7 @@ class Worker:
 
     At most `max_rows` run at once and `queue` wait. `deterministic`: a request's tokens and
     log-probabilities have the same bits whatever runs beside it; see docs/SERVER.md for the price.
+    `lockstep` is for a model over several ranks: only rank 0's takes requests.
     `max_prompt_tokens` and `max_tokens` are the most that a request may have and ask for. The model
     must have been loaded by the thread that makes the worker.
     """
@@ -62,13 +66,15 @@ class Worker:
         deterministic: bool = False,
         max_prompt_tokens: int | None = None,
         max_tokens: int | None = None,
+        lockstep: Lockstep | None = None,
     ) -> None:
         self._spec, self._tokenizer = model.spec, model.tokenizer
         self._max_rows, self._queue, self._chunk = max_rows, queue, prefill_chunk
         self._max_prompt_tokens, self._max_tokens = max_prompt_tokens, max_tokens
         mx.eval(model.decoder.parameters())  # no other thread can evaluate what this one made
         step = prefill_chunk if deterministic else 1
-        self._prefixes = Prefixes(model.spec, prefix_cache_bytes, step)
+        room = prefix_cache_bytes if lockstep is None or lockstep.same_caches else 0
+        self._prefixes = Prefixes(model.spec, room, step)
         self._prefill = Prefill(model.decoder, self._prefixes, prefill_chunk, deterministic)
         self._rows = Rows(model.decoder, self._prefixes, max_rows if deterministic else None)
         self._filling: deque[Job] = deque()
@@ -78,6 +84,13 @@ class Worker:
         self._living: set[Job] = set()  # taken and not done
         self._closing = self._abandoned = False
         self._dead: str | None = None
+        self._taken = 0  # requests so far
+
+        self._lockstep = lockstep
+        self._told = 0  # of them, those that the other ranks know
+        self._open = 0  # of those that wait, the first so many may come in this turn
+        self._gone: set[Job] = set()  # whose clients had left before this turn
+        self._check = 0
 
         self._counts = Tally()
         self._turn_seconds = 0.0
@@ -94,6 +107,8 @@ class Worker:
         Raises InvalidPrompt and InvalidRequest for what cannot be, QueueFull, and ShuttingDown.
         """
         most = self._most_tokens(request)
+        if self._lockstep is not None:
+            request = seeded(request, secrets.randbits(32))
         ticket = Ticket(self._wake)
         with self._changed:
             if self._dead is not None:
@@ -105,12 +120,16 @@ class Worker:
                 raise QueueFull(
                     f"{self._queue} requests are waiting: try again in {seconds:.0f} s", seconds
                 )
-            job = Job(request, ticket, most)
-            self._waiting.append(job)
-            self._living.add(job)
-            self._counts["requests"] += 1
+            self._take(request, ticket, most)
             self._changed.notify_all()
         return ticket
+
+    def _take(self, request: Request, ticket: Ticket, most: int) -> None:
+        job = Job(request, ticket, most, self._taken)
+        self._taken += 1
+        self._waiting.append(job)
+        self._living.add(job)
+        self._counts["requests"] += 1
 
     @property
     def status(self) -> WorkerStatus:
@@ -141,6 +160,10 @@ class Worker:
         self._abandoned = True
         self._thread.join()
         atexit.unregister(self.close)
+
+    def join(self) -> None:
+        """Wait until the thread has ended, whoever ends it."""
+        self._thread.join()
 
     def __enter__(self) -> Worker:
         return self
@@ -186,7 +209,8 @@ class Worker:
             while self._has_work():
                 self._turn()
         except Exception as cause:
-            self._die(one_line(cause))
+            said = self._lockstep and self._lockstep.lost(cause)
+            self._die(said or one_line(cause))
         finally:
             # A thread that ends with streams of its own can take the process with it at exit.
             self._prefixes.clear()
@@ -197,9 +221,40 @@ class Worker:
         """Wait for something to do; False once it is closed and done."""
         if not self._living:
             mx.clear_cache()
+        while True:
+            over = self._follow() if self._lockstep and not self._lockstep.leads else self._lead()
+            if over or self._living:
+                return not over
+
+    def _lead(self) -> bool:
+        """Note what came in and who left, and tell it to the other ranks; whether it is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._living or self._closing)
-            return bool(self._living)
+            pause = None if self._lockstep is None else IDLE
+            self._changed.wait_for(lambda: self._living or self._closing, pause)
+            self._gone = {job for job in self._living if self._abandoned or job.ticket.cancelled}
+            self._open, over = len(self._waiting), self._closing and not self._living
+            new = [job.request for job in self._waiting if job.number >= self._told]
+            self._told = self._taken
+        if self._lockstep is not None:
+            gone = [job.number for job in self._gone]
+            self._lockstep.tell(News(new, gone, over, self._check))
+        return over
+
+    def _follow(self) -> bool:
+        """Do what rank 0 tells; whether it is over."""
+        assert self._lockstep is not None
+        news = self._lockstep.hear(bool(self._living))
+        if news.check != self._check:
+            raise RankLost(
+                "this rank has made other tokens than rank 0: are their machines, files and "
+                "versions the same?"
+            )
+        with self._changed:
+            for request in news.new:
+                self._take(request, Ticket(lambda: None), self._most_tokens(request))
+            self._gone = {job for job in self._living if job.number in news.gone}
+            self._open = len(self._waiting)
+        return news.over
 
     def _turn(self) -> None:
         """One chunk of prompts, and one step of the rows."""
@@ -219,12 +274,13 @@ class Worker:
         """Free what nobody waits for."""
 
         def gone(jobs: Iterable[Job]) -> list[Job]:
-            return [job for job in jobs if self._abandoned or job.ticket.cancelled]
+            return [job for job in jobs if job in self._gone]
 
         with self._changed:
             waiting = gone(self._waiting)
             for job in waiting:
                 self._waiting.remove(job)
+            self._open -= len(waiting)
         filling, rows = gone(self._filling), gone(self._rows.jobs)
         for job in filling:
             self._filling.remove(job)
@@ -237,9 +293,10 @@ class Worker:
         """Let those in that have waited longest, while there are rows for them."""
         while len(self._filling) + len(self._rows.jobs) < self._max_rows:
             with self._changed:
-                if not self._waiting:
+                if not self._open:
                     return
                 job = self._waiting.popleft()
+                self._open -= 1
             try:
                 job.begin(self._tokenizer, self._spec.vocab)
             except Exception as cause:
@@ -283,6 +340,8 @@ class Worker:
             left = self._rows.step()
         if left is jobs:
             self._rows.clear()
+        if self._lockstep is not None:
+            self._check = zlib.crc32(repr([job.known[-1] for job in jobs]).encode(), self._check)
         self._counts["generated_tokens"] += sum(job.made for job in jobs) - made
         for job in left:
             if job.done:
@@ -301,6 +360,8 @@ class Worker:
             for job in jobs:
                 job.fail(f"the model could not be run: {cause}")
             self._prefixes.clear()
+            if self._lockstep is not None:  # the other ranks may be anywhere
+                raise
         else:
             self._failures = 0
 
@@ -324,3 +385,5 @@ class Worker:
         for job in list(self._living):
             job.fail(f"the worker has ended: {reason}")
             self._settle(job)
+        if self._lockstep is not None:
+            self._lockstep.ended()

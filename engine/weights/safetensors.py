@@ -51,6 +51,17 @@ def floating(path: Path) -> set[str]:
     return {_FLOATING[dtype] for dtype in dtypes & _FLOATING.keys()}
 
 
+def places(path: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Name -> the byte that a tensor begins at, and its shape; the header alone is read."""
+    header, size = _header(path)
+    begin = path.stat().st_size - size
+    return {
+        name: (begin + entry["data_offsets"][0], tuple(entry["shape"]))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
 def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any] | None) -> None:
     """Write all tensors to one file. `config` has no place in this format."""
     for name, array in tensors.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
 
 from engine.architectures import supported
 from engine.cache import Cache, make_cache
@@ -19,14 +20,18 @@ from engine.decoder import Decoder
 from engine.files import ModelFiles
 from engine.generate import generate
 from engine.layers import feeding
+from engine.layers.packed import pack
+from engine.layers.ranked import unshared, whole_tap
+from engine.model import DTYPES
 from engine.model import load as load_model
+from engine.ranks import Ranks
 from engine.runtime import use_device
 from engine.weights.arrange import arrange
 
 from ..errors import BadOption
 from ..tokenizers.sides import Side, engine_side
 from ..types import CONTEXT, KEY, LOGITS, QUERY, Site, TokenFacts
-from . import Observe, Request
+from . import Backend, Observe, Request
 from ._code import code_of
 from ._mlx import (
     Gathered,
@@ -34,6 +39,7 @@ from ._mlx import (
     columns_of,
     in_chunks,
     left_padded,
+    packing_of,
     to_numpy,
     unpadded,
     weights_of,
@@ -42,9 +48,13 @@ from ._mlx import (
 from ._mlx_streamed import StreamedMLX
 
 
-def load(request: Request) -> EngineBackend:
+def load(request: Request) -> Backend:
     if request.argument not in ("", "steps"):
         raise BadOption(f"engine:{request.argument}: there are engine and engine:steps")
+    if request.ranks > 1:
+        from ._ranked import RankedEngine
+
+        return RankedEngine(request)
     device = use_device(request.device)
     return EngineBackend(request.files, request.dtype, device, steps=bool(request.argument))
 
@@ -60,15 +70,22 @@ def families() -> frozenset[str]:
 
 
 class EngineBackend:
-    """`engine.load(model)` at one dtype."""
+    """`engine.load(model)` at one dtype; one of several `ranks` shows what is whole."""
 
     name = "engine"
     sums = "mlx"
     limits: Mapping[str, str] = {}
 
-    def __init__(self, files: ModelFiles, dtype: str, device: str, steps: bool = False) -> None:
-        self.dtype, self.device, self._steps = dtype, device, steps
-        self.model = load_model(files, dtype=dtype)
+    def __init__(
+        self,
+        files: ModelFiles,
+        dtype: str,
+        device: str,
+        ranks: Ranks | None = None,
+        steps: bool = False,
+    ) -> None:
+        self.dtype, self.device, self._ranks, self._steps = dtype, device, ranks, steps
+        self.model = load_model(files, dtype=dtype, ranks=ranks)
         self._fused = [name for name in self.model.spec.names if len(name.targets) > 1]
         self._sources = {
             target: name.source
@@ -162,6 +179,9 @@ class EngineBackend:
             return self._see_inside(gathered, block, part, value, parts)
 
         watching = feeding(tap) if gathered.feeds else tap
+        share, ranks = self.model.share, self._ranks
+        if share is not None and ranks is not None:
+            watching = whole_tap(watching, share, ranks, inside)
         return self.model.decoder(ids, cache, length=length, tap=watching)
 
     def batch(
@@ -176,9 +196,26 @@ class EngineBackend:
         return list(generate(self.model.decoder, prompt, count))
 
     def weights(self) -> Mapping[str, Any]:
-        plain, found = self._plain, weights_of(self.model.decoder, self.dtype)
+        plain, found = self._plain, weights_of(self._whole_decoder(), self.dtype)
         # Matrices of experts are parameters where they are plain, modules where they are packed.
         return {k if k in plain else k.removesuffix(".weight"): v for k, v in found.items()}
+
+    def _whole_decoder(self) -> Decoder:
+        """The decoder, or one that has what all ranks hold."""
+        model, ranks = self.model, self._ranks
+        if ranks is None or model.share is None:
+            return model.decoder
+        modules = {unshared(path): m for path, m in model.decoder.named_modules()}
+        packed = {path: how for path, module in modules.items() if (how := packing_of(module))}
+        whole, found = Decoder(model.spec), {}
+        pack(whole, packed, DTYPES[self.dtype])
+        held: dict[str, mx.array] = dict(tree_flatten(model.decoder.parameters()))
+        for path, array in held.items():
+            path = unshared(path)
+            part = model.share.parameters.get(path)
+            found[path] = array if part is None else ranks.total(part.addend(array))
+        whole.update(tree_unflatten(list(found.items())))
+        return whole
 
     def checkpoint(self) -> None:
         return None
@@ -251,7 +288,7 @@ class EngineBackend:
         for name in self._fused:
             if pattern in name.targets:
                 parts[pattern] = value
-                columns = columns_of(name.at(block), self.model.decoder.shapes())
+                columns = columns_of(name.at(block), self._plain)
                 site = _module_site(name.source, block)
                 if all(target in parts for target in name.targets):
                     joined = mx.concatenate([parts[t] for t in name.targets], axis=-1)

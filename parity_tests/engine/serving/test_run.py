@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from engine.errors import EngineError
@@ -177,3 +178,20 @@ def test_pytorch_serves_the_same(chat_model, alone):
         assert choice["text"] == alone("def main(", 12)[0]
         assert len(choice["logprobs"]["token_logprobs"]) == 12
         assert "engine_rows 1.0" in metrics(process)
+
+
+def test_two_ranks_serve_the_same_and_end_together(chat_model, alone):
+    asked = {"prompt": "Once upon", "max_tokens": 9, "temperature": 0, "ignore_eos": True}
+    with serving("--model", chat_model, "--ranks", 2) as server:
+        body = httpx2.post(f"{server.url}/v1/completions", json=asked, timeout=60).json()
+        assert body["choices"][0]["text"] == alone("Once upon", 9)[0]
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
+def test_a_server_that_has_lost_a_rank_ends_with_a_line(chat_model):
+    with serving("--model", chat_model, "--ranks", 2) as server:
+        psutil.Process(server.process.pid).children()[1].kill()
+        assert server.process.wait(60) == 2
+        said = server.process.stderr.read()
+    assert "engine: rank 1 of 2 was ended by signal 9" in said
