@@ -1,7 +1,7 @@
 """Speed and memory of a made model in one process and over several ranks.
 
     python benchmarks/ranks.py --width 4096 --blocks 32 --mlp 14336 --heads 32 --kv-heads 8 \
-        --vocab 128256 --ranks 1,2
+        --vocab 128256 [--prompt-tokens 128] [--tokens 64] [--runs 3] --ranks 1,2
 
 Random weights of that shape are written below --folder, one file a block, and read by every count
 of ranks in processes of their own: over NCCL where MLX is a CUDA build, over TCP on loopback else.

@@ -210,7 +210,7 @@ class Worker:
                 self._turn()
         except Exception as cause:
             said = self._lockstep and self._lockstep.lost(cause)
-            self._die(said or one_line(cause))
+            self._die(one_line(said or cause))
         finally:
             # A thread that ends with streams of its own can take the process with it at exit.
             self._prefixes.clear()
