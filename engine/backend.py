@@ -95,13 +95,22 @@ def choose_backend(
 
 
 def open_model(
-    files: ModelFiles, backend: str, dtype: str | None = None, device: str | None = None
+    files: ModelFiles,
+    backend: str,
+    dtype: str | None = None,
+    device: str | None = None,
+    kv_bits: int | None = None,
+    kv_group_size: int | None = None,
 ) -> Running:
     """Load a model with "mlx" or "torch"; device and default device as `choose_backend` left them.
 
-    Raises EngineError.
+    `kv_bits` and `kv_group_size` are those of `kv.packing_of`, MLX's alone. Raises EngineError.
     """
     if backend == TORCH:
+        if kv_bits is not None or kv_group_size is not None:
+            raise BackendUnavailable(
+                "--kv-bits and --kv-group-size are MLX's: add --backend mlx, or leave them out"
+            )
         from .torch_backend import TorchModel
 
         model = TorchModel(files, dtype, device)
@@ -109,16 +118,18 @@ def open_model(
             TORCH, model.device, model.rows, model.tokenizer, model.steps, model.peak_memory
         )
     from .generate import DecoderFeed, steps
+    from .kv import packing_of
     from .model import load
     from .runtime import device_name, peak_memory
 
     loaded = load(files, dtype=dtype)
+    packing = packing_of(loaded.spec, kv_bits, kv_group_size)
     return Running(
         MLX,
         device_name(),
         loaded.spec.vocab,
         lambda: loaded.tokenizer,
-        lambda *given, **wishes: steps(DecoderFeed(loaded.decoder), *given, **wishes),
+        lambda *given, **wishes: steps(DecoderFeed(loaded.decoder, packing), *given, **wishes),
         peak_memory,
     )
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import AsJson, Backend, Device, Dtype, ModelOption, Revision
+from ..options import AsJson, Backend, Device, Dtype, KvBits, KvGroupSize, ModelOption, Revision
 
 
 def bench(
@@ -19,6 +19,8 @@ def bench(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = None,
     json: AsJson = False,
     revision: Revision = None,
 ) -> None:
@@ -32,7 +34,7 @@ def bench(
     files = find_model(model, revision)
     choice = choose_backend(files, backend, device, dtype)
     tell(choice)
-    running = open_model(files, choice.backend, dtype, device)
+    running = open_model(files, choice.backend, dtype, device, kv_bits, kv_group_size)
 
     def told(run, timing) -> None:
         what = f"run {run} of {runs}" if run else "warm-up"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import Backend, Device, Dtype, ModelOption, Revision
+from ..options import Backend, Device, Dtype, KvBits, KvGroupSize, ModelOption, Revision
 from ._sampling import (
     Bias,
     Defaults,
@@ -48,6 +48,8 @@ def chat(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = None,
     revision: Revision = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -90,7 +92,7 @@ def chat(
     )
     choice = choose_backend(files, backend, device, dtype)
     tell(choice)
-    running = open_model(files, choice.backend, dtype, device)
+    running = open_model(files, choice.backend, dtype, device, kv_bits, kv_group_size)
     tokenizer = running.tokenizer()
     before: list[Message] = [{"role": "system", "content": system}] if system else []
     tokenizer.chat([*before, _user("Hello")])  # what the template refuses is said at once

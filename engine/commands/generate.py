@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import Backend, Device, Dtype, ModelOption, Revision
+from ..options import Backend, Device, Dtype, KvBits, KvGroupSize, ModelOption, Revision
 from ._sampling import (
     Bias,
     Defaults,
@@ -49,6 +49,8 @@ def generate(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = None,
     revision: Revision = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -92,7 +94,7 @@ def generate(
     )
     choice = choose_backend(files, backend, device, dtype)
     tell(choice)
-    running = open_model(files, choice.backend, dtype, device)
+    running = open_model(files, choice.backend, dtype, device, kv_bits, kv_group_size)
     tokenizer = running.tokenizer()
     constraint = constraint_of(json_schema, regex, tokenizer, running.vocab)
     timing, answer, taken = Timing(), Answer(tokenizer, stop or ()), []
