@@ -17,6 +17,7 @@ from .files import ModelFiles
 if TYPE_CHECKING:
     from .generate import Step
     from .tokenizer import Tokenizer
+    from .weights.quantised import Packing
 
 AUTO, MLX, TORCH = "auto", "mlx", "torch"
 BACKENDS = (AUTO, MLX, TORCH)
@@ -45,6 +46,7 @@ class Running:
     tokenizer: Callable[[], Tokenizer]
     steps: Callable[..., Iterator[Step]]
     peak_memory: Callable[[], int]
+    packing: Packing | None = None  # of keys and values
 
     def generate(self, prompt: Sequence[int], max_tokens: int, **wishes: Any) -> Iterator[int]:
         """The tokens of `steps` alone."""
@@ -131,6 +133,7 @@ def open_model(
         lambda: loaded.tokenizer,
         lambda *given, **wishes: steps(DecoderFeed(loaded.decoder, packing), *given, **wishes),
         peak_memory,
+        packing,
     )
 
 

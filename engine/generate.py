@@ -73,6 +73,8 @@ def prefill(
         mx.eval([layer.arrays for layer in cache])  # one chunk at a time is in memory
         part = prompt[start : min(start + chunk, length - 1)]
         decoder(mx.array([part]), cache, length=length)
+        for layer in cache:
+            layer.compact()  # a window has dropped most of a chunk
         mx.async_eval([layer.arrays for layer in cache])
     return decoder(mx.array([prompt[-1:]]), cache, length=length)[:, -1]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..backend import Choice
+    from ..backend import Choice, Running
 
 
 def tell(choice: Choice) -> None:
@@ -17,6 +17,13 @@ def tell(choice: Choice) -> None:
     print(f"backend: {choice.backend}, {why}", file=sys.stderr)
     for line in details:
         print(f"  {line}", file=sys.stderr)
+
+
+def tell_packing(running: Running) -> None:
+    """Print how keys and values are kept, where they are packed."""
+    if running.packing is not None:
+        bits, size = running.packing.bits, running.packing.group_size
+        print(f"keys and values: {bits} bits, groups of {size}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -29,12 +29,13 @@ def bench(
     from ..bench import bench as measure
     from ..files import find_model
     from ..machine import describe, size
-    from ._output import print_json, rate, show, table, tell
+    from ._output import print_json, rate, show, table, tell, tell_packing
 
     files = find_model(model, revision)
     choice = choose_backend(files, backend, device, dtype)
     tell(choice)
     running = open_model(files, choice.backend, dtype, device, kv_bits, kv_group_size)
+    tell_packing(running)
 
     def told(run, timing) -> None:
         what = f"run {run} of {runs}" if run else "warm-up"

@@ -71,7 +71,7 @@ def chat(
     from ..backend import choose_backend, open_model
     from ..errors import EngineError
     from ..files import find_model
-    from ._output import tell
+    from ._output import tell, tell_packing
     from ._sampling import sampling_of, told
 
     files = find_model(model, revision)
@@ -93,6 +93,7 @@ def chat(
     choice = choose_backend(files, backend, device, dtype)
     tell(choice)
     running = open_model(files, choice.backend, dtype, device, kv_bits, kv_group_size)
+    tell_packing(running)
     tokenizer = running.tokenizer()
     before: list[Message] = [{"role": "system", "content": system}] if system else []
     tokenizer.chat([*before, _user("Hello")])  # what the template refuses is said at once

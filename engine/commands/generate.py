@@ -71,7 +71,7 @@ def generate(
     from ..errors import InvalidPrompt
     from ..files import find_model
     from ..generate import Timing
-    from ._output import rate, tell
+    from ._output import rate, tell, tell_packing
     from ._sampling import constraint_of, sampling_of, told
 
     if not prompt:
@@ -95,6 +95,7 @@ def generate(
     choice = choose_backend(files, backend, device, dtype)
     tell(choice)
     running = open_model(files, choice.backend, dtype, device, kv_bits, kv_group_size)
+    tell_packing(running)
     tokenizer = running.tokenizer()
     constraint = constraint_of(json_schema, regex, tokenizer, running.vocab)
     timing, answer, taken = Timing(), Answer(tokenizer, stop or ()), []

@@ -7,6 +7,8 @@ where the grid is shifted to have zero on it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from engine.weights.quantised import Packing
@@ -30,7 +32,8 @@ def run(comparison: Comparison) -> CheckResult:
     probe = comparison.longest("windows", "random")
     if probe is None:
         return CheckResult(NAME, SKIP, "no probe is long enough")
-    candidate, worst, failed = comparison.candidate, 0.0, []
+    candidate: Any = comparison.candidate
+    worst, failed = 0.0, []
     packing = candidate.packing
     for kept in candidate.packed(probe.tokens)[1]:
         off = steps_off(kept.given, kept.found, packing, EPS[comparison.dtype])

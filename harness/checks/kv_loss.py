@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..comparison import Comparison
 from ..losses import KINDS, losses, told
 from ..types import PASS, CheckResult
@@ -14,8 +16,8 @@ applies = kv_cache.applies
 
 def run(comparison: Comparison) -> CheckResult:
     """KL divergence, best tokens and perplexity against the same model with plain caches."""
-    candidate, probes = comparison.candidate, comparison.probes
-    probes = [probe for probe in probes if probe.kind in KINDS] or probes
+    candidate: Any = comparison.candidate
+    probes = [probe for probe in comparison.probes if probe.kind in KINDS] or comparison.probes
     measures = losses(
         (probe.tokens, candidate.packed(probe.tokens)[0], candidate.forward(probe.tokens))
         for probe in probes
