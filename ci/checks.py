@@ -61,21 +61,36 @@ class Step:
 
 
 def set_up(place: Place) -> Iterator[Step]:
-    """The environment, and the MLX that the leg asks for where that is not the pinned one."""
+    """The environment, and beside it what the leg asks for and the environment lacks: another MLX
+    than the pinned one, or Ray."""
     if place.leg.checks == ("wheels",):
         return
     yield Step("environment", place.python("--version"))
     if place.leg.mlx != "pinned":
-        # Beside the environment, and before it on PYTHONPATH: the environment stays whole.
         build = "mlx-cpu" if sys.platform == "linux" else "mlx-metal"
         version = mlx_version(place.leg.mlx)
         names = [f"{name}=={version}" if version else name for name in ("mlx", build)]
         options = ("--quiet", "--upgrade", "--no-deps", "--target", other_mlx(place))
         yield Step(f"mlx {place.leg.mlx}", place.python("-m", "pip", "install", *options, *names))
+    if "cluster" in place.leg.checks:
+        options = ("--quiet", "--upgrade", "--constraint", "constraints.txt", "--target")
+        install = (*options, ray(place), "ray[client]")
+        yield Step("ray", place.python("-m", "pip", "install", *install))
+
+
+def beside(place: Place) -> list[Path]:
+    """What is put beside the environment, and found before it, so that the environment stays
+    whole."""
+    another = [other_mlx(place)] if place.leg.mlx != "pinned" else []
+    return [*another, ray(place)] if "cluster" in place.leg.checks else another
 
 
 def other_mlx(place: Place) -> Path:
     return place.out / "mlx"
+
+
+def ray(place: Place) -> Path:
+    return place.out / "ray"
 
 
 def mlx_version(which: str) -> str:
@@ -111,6 +126,12 @@ def tests(place: Place) -> Iterator[Step]:
     """What `.ci/run` runs: the README's test command."""
     options = (f"--junitxml={place.out / 'tests.xml'}",)
     yield Step("tests", ("bash", ".ci/run", *options), judge=_last_line)
+
+
+def cluster(place: Place) -> Iterator[Step]:
+    """Sweeps over a Ray cluster of two nodes on this machine, which `tests` skips."""
+    test = ("-m", "pytest", "-n", "0", "-q", "parity_tests/harness/test_ray.py")
+    yield Step("cluster", place.python(*test), judge=all_ran)
 
 
 def parity_cpu(place: Place) -> Iterator[Step]:
@@ -155,6 +176,7 @@ CHECKS: dict[str, Callable[[Place], Iterator[Step]]] = {
     "lint": lint,
     "wheels": wheels,
     "tests": tests,
+    "cluster": cluster,
     "parity-cpu": parity_cpu,
     "parity-metal": parity_metal,
     "smoke": smoke,
@@ -206,6 +228,14 @@ def generated(log: str, device: str) -> str:
     if not speed or int(speed[1]) != TOKENS or not float(speed[2].replace(",", "")):
         raise Wrong(f"the log does not show {TOKENS} tokens and a speed above zero")
     return f"{used[0]}, {speed[0]}"
+
+
+def all_ran(log: str) -> str:
+    """Raise Wrong where a test was skipped, which pytest takes for success."""
+    last = _last_line(log)
+    if "passed" not in last or "skipped" in last:
+        raise Wrong(f"not every test ran: {last}")
+    return last
 
 
 def _is_gpu(log: str) -> str:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from checks import CHECKS, ROOT, Place, Step, Wrong, other_mlx, set_up
+from checks import CHECKS, ROOT, Place, Step, Wrong, beside, set_up
 from matrix import LEGS, by_name
 from summary import Result, write
 
@@ -98,10 +98,11 @@ def _comparison(step: Step) -> dict | None:
 
 
 def variables(place: Place) -> dict[str, str]:
-    """This environment, with another MLX first on the path, and with limits where CI keeps them."""
+    """This environment, with what stands beside it first on the path, and with limits where CI
+    keeps them."""
     found = dict(os.environ)
-    if place.leg.mlx != "pinned":
-        path = [str(other_mlx(place)), *filter(None, [found.get("PYTHONPATH")])]
+    if folders := beside(place):
+        path = [*map(str, folders), *filter(None, [found.get("PYTHONPATH")])]
         found["PYTHONPATH"] = os.pathsep.join(path)
     if place.leg.device == "metal":
         found.setdefault("MLX_PARITY_LIMITS", str(ROOT / ".cache" / "limits"))

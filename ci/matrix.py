@@ -75,6 +75,7 @@ LEGS = (
     Leg("lint", "ubuntu-24.04", "3.11", "pinned", "none", ("lint",)),
     Leg("wheels", "ubuntu-24.04", "3.13", "pinned", "none", ("wheels",)),
     Leg("linux-x64", "ubuntu-24.04", "3.11", "pinned", "cpu", ("tests", *CPU), minutes=60),
+    Leg("cluster", "ubuntu-24.04", "3.11", "pinned", "cpu", ("cluster",)),
     Leg("linux-x64-oldest", "ubuntu-24.04", "3.11", "oldest", "cpu", CPU),
     Leg("linux-arm", "ubuntu-24.04-arm", "3.13", "pinned", "cpu", CPU),
     Leg("macos-15-cpu", "macos-15", "3.11", "pinned", "cpu", CPU),

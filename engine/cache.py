@@ -27,9 +27,9 @@ class Cache:
     """Keys and values (B, K, S, D) of one block.
 
     `offset` counts every token ever seen. With a `window` W only the last W-1 are kept between
-    calls: the next token sees itself and them. `padding` (B,) says how many tokens in front of
-    each row are none of it; None where no row has any. With a `packing` both are kept packed, each
-    token by itself, and given back rounded to what was kept, however they were fed.
+    calls: the next token sees itself and them. `pads`, as an array `padding` (B,), says how many
+    tokens in front of each row are none of it; None where no row has any. With a `packing` both are
+    kept packed, each token by itself, and given back rounded to that, however they were fed.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class Cache:
         packing: Packing | None = None,
     ) -> None:
         self.window, self.packing = window, packing
-        self._pads = tuple(padding) if padding is not None and any(padding) else None
-        self.padding = None if self._pads is None else mx.array(self._pads)
+        self.pads = tuple(padding) if padding is not None and any(padding) else None
+        self.padding = None if self.pads is None else mx.array(self.pads)
         self.offset = 0
         # (B, K, room, D) of keys and of values, or the parts of both where they are packed.
         self._buffers: list[mx.array] = []
@@ -75,7 +75,7 @@ class Cache:
         `whole` is the length, padding included, that it will have once a prompt is fed to its end.
         """
         end = max(whole or 0, self.offset + count)
-        return end if self._pads is None else tuple(end - n for n in self._pads)
+        return end if self.pads is None else tuple(end - n for n in self.pads)
 
     @property
     def used(self) -> bool:
@@ -98,7 +98,7 @@ class Cache:
 
     def take(self, rows: Sequence[int]) -> Cache:
         """A cache of some of the rows, in this order; padding that all of them have is gone."""
-        pads = [self._pads[row] if self._pads else 0 for row in rows]
+        pads = [self.pads[row] if self.pads else 0 for row in rows]
         taken = Cache(self.window, [n - min(pads) for n in pads], self.packing)
         taken.offset = self.offset - min(pads)
         kept = slice(max(self._start, self._end - taken.offset), self._end)
@@ -179,7 +179,7 @@ def stacked(caches: Sequence[Cache]) -> Cache:
     pads = [
         n + offset - cache.offset
         for cache in caches
-        for n in cache._pads or [0] * cache._buffers[0].shape[0]
+        for n in cache.pads or [0] * cache._buffers[0].shape[0]
     ]
     whole = Cache(caches[0].window, pads, caches[0].packing)
     whole.offset = offset

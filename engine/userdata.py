@@ -1,4 +1,4 @@
-"""The folder of this user's certificates."""
+"""The folders of this user's: certificates, and what can be made anew."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ def certificate_folder() -> Path:
     named = os.environ.get("MLX_PARITY_CERTIFICATES")
     if named:
         return Path(named).expanduser()
-    data = Path(os.environ.get("XDG_DATA_HOME", ""))
-    if not data.is_absolute():  # unset, or to be ignored: the XDG specification says so
-        data = Path.home() / ".local" / "share"
-    return data / "mlx-parity" / "certificates"
+    return _base("XDG_DATA_HOME", ".local/share") / "mlx-parity" / "certificates"
+
+
+def cache_folder() -> Path:
+    """Where lies what can be made anew: mlx-parity in XDG_CACHE_HOME or ~/.cache."""
+    return _base("XDG_CACHE_HOME", ".cache") / "mlx-parity"
+
+
+def _base(variable: str, default: str) -> Path:
+    base = Path(os.environ.get(variable, ""))
+    # Unset, or to be ignored: the XDG specification says so of relative paths.
+    return base if base.is_absolute() else Path.home() / default

@@ -30,6 +30,7 @@ from .backends import load_backend as load_side
 from .checks import all_checks
 from .comparison import MODULE, Comparison
 from .errors import BadOption
+from .executors import Executor
 from .limits import Limits, Row, find_limits, own_folder, write_limits
 from .policy import LEAST, upper_bound
 from .random_models import config_of, variants, write_model
@@ -62,6 +63,7 @@ def calibrate(
     least: int = ENOUGH,
     device: str | None = None,
     jobs: int = 1,
+    executor: Executor | None = None,
     out: Path | None = None,
     resume: Path | None = None,
     progress: Progress | None = None,
@@ -83,7 +85,7 @@ def calibrate(
             for model, count in more.items()
             for i in range(count)
         ]
-        found = sweep(scored, tasks, jobs=jobs, resume=resume, progress=progress)
+        found = sweep(scored, tasks, jobs=jobs, executor=executor, resume=resume, progress=progress)
         runs += [run for _, results in found for run in results]
         for model, count in more.items():
             done[model] += count

@@ -6,9 +6,12 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from .executors import Executor
 
 app = typer.Typer(
     help="Prove that an MLX implementation of a language model computes what the original does.",
@@ -28,6 +31,20 @@ Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
 GoldenFolder = Annotated[
     Path, typer.Option("--golden", help="Folder that holds traces/ and MANIFEST.json.")
 ]
+Jobs = Annotated[int, typer.Option(help="Processes of this machine.")]
+Where = Annotated[
+    str | None,
+    typer.Option("--executor", help="What runs the tasks: local, bounded or ray:ADDRESS."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="On a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; see docs/CLUSTER.md.",
+    ),
+]
+Resume = Annotated[Path | None, typer.Option(help="Results so far; the file grows as they come.")]
 
 
 @app.callback()
@@ -268,27 +285,100 @@ def repro(
 
 
 @app.command()
+def bisect(
+    model: ModelOption,
+    package: Annotated[
+        str, typer.Option(help="mlx, mlx-lm, transformers, or any that a python: candidate uses.")
+    ],
+    good: Annotated[str, typer.Option(help="A release with the numbers that are known.")],
+    bad: Annotated[str, typer.Option(help="A release with other numbers.")],
+    candidate: Annotated[
+        str | None,
+        typer.Option(
+            help="engine, mlx-lm, torch or python:MODULE:FUNCTION; default by the package."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Whose noise counts: torch, mlx-lm or golden; default as compare."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or gpu, for MLX.")] = None,
+    bits: Annotated[
+        bool, typer.Option("--bits", help="Any other bit counts, not only what is beyond a limit.")
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--every", help="Run all releases between, in place of a search.")
+    ] = False,
+    versions: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: try these in between, and ask no index."),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Of the environments; default ~/.cache/mlx-parity/bisect."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Time that one run may take.")] = 600.0,
+    memory: Annotated[
+        float | None, typer.Option(help="GB that one run may take; default no limit.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write what was found to this file.")] = None,
+    revision: Revision = None,
+) -> int:
+    """Find the release of a package that moved the numbers, where first and by how much.
+
+    Exit status: 0 nothing moved, 1 a release was found, 2 it could not be run, 3 inconclusive.
+    PIP_* variables say where releases come from.
+    """
+    from .bisect.findings import Findings
+    from .bisect.run import bisect as find
+    from .report import check_writable
+    from .report.bisect import show, write
+
+    if json is not None:
+        check_writable(json, "--json")
+    found = Findings(package, model, candidate or "", reference or "", dtype, bits, good, bad)
+    try:
+        with _progress() as progress:
+            find(
+                model, package, good, bad, candidate, reference, dtype,
+                device=device, bits=bits, every=every, versions=_list(versions), cache=cache,
+                seconds=seconds, memory=memory, revision=revision,
+                progress=progress, notice=_notice, into=found,
+            )  # fmt: skip
+    except Exception as error:
+        found.error = str(error) or type(error).__name__
+        raise
+    finally:
+        if json is not None and (found.error or found.seconds):
+            write(found, json)
+    show(found, _console())
+    return found.exit_status
+
+
+@app.command()
 def calibrate(
     seeds: Annotated[int, typer.Option(help="Random models of every family.")] = 8,
     runs: Annotated[
         int, typer.Option(help="Fewest behind a row; models are made until there are as many.")
     ] = 59,
     device: Annotated[str | None, typer.Option(help="cpu or gpu, for MLX.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    jobs: Jobs = 1,
     out: Annotated[
         Path | None, typer.Option(help="Default ~/.mlx-parity/limits/DEVICE-CLASS.json.")
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Results so far; the file grows as they come.")
-    ] = None,
+    executor: Where = None,
+    ray: Ray = None,
+    resume: Resume = None,
 ) -> None:
     """Measure the limits of this device: harmless implementations, scored as candidates."""
     from .calibration import calibrate as measure
 
     with _progress() as progress:
         path = measure(
-            seeds, least=runs, device=device, jobs=jobs, out=out, resume=resume, progress=progress
-        )
+            seeds, least=runs, device=device, executor=_executor(executor, ray, jobs),
+            out=out, resume=resume, progress=progress,
+        )  # fmt: skip
     print(path)
 
 
@@ -296,17 +386,20 @@ def calibrate(
 def models(
     out: Annotated[Path, typer.Option(help="File to write, in Markdown.")],
     families: Annotated[str | None, typer.Option(help="Comma-separated; default all.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
-    resume: Annotated[
-        Path | None, typer.Option(help="Results so far; the file grows as they come.")
-    ] = None,
+    jobs: Jobs = 1,
+    executor: Where = None,
+    ray: Ray = None,
+    resume: Resume = None,
 ) -> None:
     """Judge every family of the engine, and write the page that says what it runs."""
     from .families import judge_families
     from .report.families import write
 
     with _progress() as progress:
-        found = judge_families(_list(families), jobs=jobs, resume=resume, progress=progress)
+        found = judge_families(
+            _list(families), executor=_executor(executor, ray, jobs),
+            resume=resume, progress=progress,
+        )  # fmt: skip
     write(found, out, f"harness models --out {out}")
     wrong = [family.name for family in found if not family.passes]
     print(f"{len(found)} families, {len(wrong)} with a variant that does not pass", *wrong)
@@ -319,12 +412,12 @@ def atlas(
     families: Annotated[
         str | None, typer.Option(help="Comma-separated model types; default all.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+    jobs: Jobs = 2,
     memory: Annotated[float, typer.Option(help="GB that one family may take.")] = 3.0,
     seconds: Annotated[float, typer.Option(help="Time that one family may take.")] = 600.0,
-    resume: Annotated[
-        Path | None, typer.Option(help="Results so far; the file grows as they come.")
-    ] = None,
+    executor: Where = None,
+    ray: Ray = None,
+    resume: Resume = None,
     keep: Annotated[
         Path | None, typer.Option(help="Leave the models below this folder, for harness repro.")
     ] = None,
@@ -342,8 +435,8 @@ def atlas(
     wanted = {"markdown": markdown, "json": json, "html": html}
     with _progress() as progress:
         found = make(
-            candidate, _list(families),
-            jobs=jobs, memory=memory, seconds=seconds, resume=resume, keep=keep, progress=progress,
+            candidate, _list(families), executor=_executor(executor, ray, jobs),
+            memory=memory, seconds=seconds, resume=resume, keep=keep, progress=progress,
         )  # fmt: skip
     for name, path in wanted.items():
         if path is not None:
@@ -405,11 +498,16 @@ def verify(
         str | None, typer.Option("--model", help="Only goldens of this model.")
     ] = None,
     folder: GoldenFolder = Path("golden"),
+    jobs: Jobs = 1,
+    executor: Where = None,
+    ray: Ray = None,
 ) -> None:
     """Check that every golden is whole, unaltered, and of the model beside it."""
     from .golden.store import verify as check
 
-    for entry in check(folder, model):
+    with _progress() as progress:
+        found = check(folder, model, executor=_executor(executor, ray, jobs), progress=progress)
+    for entry in found:
         print(f"ok  {entry}")
 
 
@@ -519,10 +617,10 @@ def run_faults(
     clean_seeds: Annotated[
         int, typer.Option(help="Random models of every variant left clean, at every dtype.")
     ] = 6,
-    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
-    resume: Annotated[
-        Path | None, typer.Option(help="Results so far; the file grows as they come.")
-    ] = None,
+    jobs: Jobs = 2,
+    executor: Where = None,
+    ray: Ray = None,
+    resume: Resume = None,
     json: Annotated[Path | None, typer.Option(help="Write every score to this file.")] = None,
 ) -> int:
     """Plant every fault on every model, one by one, and print the scoreboard.
@@ -536,7 +634,10 @@ def run_faults(
     asked = _list(models) or shipped_and_random()
     tasks = plan(asked, _list(candidates) or [], seeds, clean_seeds, _list(faults))
     with _progress() as progress:
-        found = sweep(run_model, tasks, jobs=jobs, resume=resume, progress=progress)
+        found = sweep(
+            run_model, tasks, executor=_executor(executor, ray, jobs),
+            resume=resume, progress=progress,
+        )  # fmt: skip
         scores = [score for _, result in found for score in result]
     if json is not None:
         write(scores, json)
@@ -544,6 +645,18 @@ def run_faults(
     for line in (missed := misses(scores)):
         print(line)
     return 1 if missed else 0
+
+
+def _executor(name: str | None, ray: str | None, jobs: int) -> Executor:
+    """What --executor, --ray and --jobs ask for together."""
+    from .errors import BadOption
+    from .executors import load_executor
+
+    if name is not None and ray is not None:
+        raise BadOption(f"--executor {name} --ray {ray}: both say where tasks run; give one")
+    if ray is not None:
+        name = f"ray:{ray}"
+    return load_executor(name or "local", jobs=jobs, notice=_notice)
 
 
 @contextlib.contextmanager

@@ -31,3 +31,11 @@ class ServerStopped(BadCandidate):
 
 class BadOption(EngineError):
     """An option names something that does not exist."""
+
+
+class WorkerDied(EngineError):
+    """A process that ran a task of a sweep ended by itself, every time it was tried."""
+
+
+class IndexUnavailable(EngineError):
+    """A package index cannot be read, or has no release of a package."""

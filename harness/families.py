@@ -15,6 +15,7 @@ from engine.architectures import architecture, supported
 from engine.config import Config
 
 from .errors import BadOption
+from .executors import Executor
 from .random_models import config_of, variants, write_model
 from .sweep import Progress, Task, sweep
 from .types import PASS
@@ -45,6 +46,7 @@ def judge_families(
     names: Collection[str] | None = None,
     *,
     jobs: int = 1,
+    executor: Executor | None = None,
     resume: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Family]:
@@ -59,7 +61,8 @@ def judge_families(
         if names is None or family in names
     ]
     found: dict[str, dict[str, Any]] = {}
-    for task, result in sweep(judged, tasks, jobs=jobs, resume=resume, progress=progress):
+    results = sweep(judged, tasks, jobs=jobs, executor=executor, resume=resume, progress=progress)
+    for task, result in results:
         family, variant = task["model"].split("/")
         found.setdefault(family, {})[variant] = result
     return [_family(name, found[name]) for name in known if name in found]

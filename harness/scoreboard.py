@@ -7,6 +7,7 @@ that numbers alone have to find what a wrong parameter does.
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from .comparison import Comparison
 from .errors import BadOption
 from .faults import Fault, NotApplicable, all_faults
 from .faults._patient import Patient
+from .golden.manifest import identity
 from .limits import find_limits
 from .metrics import FLOOR
 from .random_models import config_of, variants, write_model
@@ -69,13 +71,17 @@ def plan(
 ) -> list[Task]:
     """Tasks of a full run: every fault on every model at float32, and clean runs at every dtype.
 
-    `faults` are the names of some, None for all. Raises BadOption for one that is not known.
+    `faults` are the names of some, None for all. A model that is no random one is named with its
+    hashes, since it may be another one where the task runs, or when a sweep goes on. Raises
+    BadOption for a fault that is not known.
     """
     for name in faults or ():
         if name not in all_faults():
             raise BadOption(f"--faults {name!r}: harness faults list names all there are")
+    given = {m: {"identity": identity(find_model(m))} for m in models if not _is_random(m)}
     tasks: list[Task] = [
         {"model": m, "seed": seed, "candidate": candidate, "dtype": "float32", "faults": faults}
+        | given.get(m, {})
         for seed in range(seeds)
         for m in models
         for candidate in candidates
@@ -111,19 +117,28 @@ def run_model(task: Task) -> list[dict[str, Any]]:
 
     A task names a model (FAMILY/VARIANT, made at random from its seed, or what `--model` takes),
     candidate, dtype, and faults (names, or None for all); `prompts` of a kind where not PROMPTS,
-    `reference` where not torch.
+    `reference` where not torch. Raises BadOption for a model that is not of the task's `identity`.
     """
     wanted = all_faults()
     if task["faults"] is not None:
         wanted = {name: wanted[name] for name in task["faults"]}
     with tempfile.TemporaryDirectory(prefix="mlx-parity-") as folder:
-        family, _, variant = task["model"].partition("/")
-        if (family, variant) in variants():
-            config = config_of(family, variant)
+        if _is_random(task["model"]):
+            config = config_of(*task["model"].split("/"))
             files = find_model(write_model(Path(folder), config, seed=task["seed"]))
         else:
             files = find_model(task["model"])
+            if task.get("identity") not in (None, identity(files)):
+                raise BadOption(
+                    f"--models {task['model']}: {files.folder} on {platform.node()} holds another "
+                    "model than the one that was asked for: copy that there"
+                )
         return list(_scores(task, wanted, files))
+
+
+def _is_random(model: str) -> bool:
+    """Whether it is FAMILY/VARIANT, to be made from a seed."""
+    return tuple(model.split("/", 1)) in variants()
 
 
 def _scores(task: Task, wanted: Mapping[str, Fault], files: ModelFiles) -> Iterator[dict[str, Any]]:

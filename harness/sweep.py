@@ -1,38 +1,37 @@
-"""Many independent tasks in several processes, resumable: what calibration and faults run on.
+"""Many independent tasks, resumable: what calibration, faults, models and the atlas run on.
 
 A task is a JSON-able dict; its result, a JSON-able value, is written to a file as soon as it is
 there, one line each, so that an interrupted sweep goes on where it stopped. Knows nothing of what
-the tasks do.
+the tasks do, nor where they run: that is an executor's business.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from .bounded import Bounds, Task, end_with_parent, run_bounded
 from .errors import BadOption
+from .executors import Bounds, Executor, Function, Task, load_executor
 
 Progress = Callable[[int, "int | None", str], None]
 
 
 def sweep(
-    function: Callable[[Task], Any],
+    function: Function,
     tasks: Sequence[Task],
     *,
     jobs: int = 1,
+    executor: Executor | None = None,
     resume: Path | None = None,
     progress: Progress | None = None,
     bounds: Bounds | None = None,
 ) -> Iterator[tuple[Task, Any]]:
     """Yield every task with its result, as they come; those in `resume` without running them.
 
-    `function` is one of a module's top level: with more than one job, or with `bounds` on what a
-    task may take, it runs in other processes.
+    `executor` says where, by default in `jobs` processes of this machine; `bounds` is what a task
+    may take. `function` is one of a module's top level, since it may run in other processes.
     Raises what a task raised, after the results before it were written.
     """
     done = _read(resume) if resume else {}
@@ -46,34 +45,14 @@ def sweep(
             yield task, done[_key(task)]
     todo = [task for task in tasks if _key(task) not in done]
     tell(count, len(tasks), "")
-    for task, result in _run(function, todo, jobs, bounds):
+    runner = executor or load_executor(jobs=jobs)
+    for task, result in runner.run(function, todo, bounds):
         count += 1
         if resume:
             with resume.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"task": task, "result": result}) + "\n")
         tell(count, len(tasks), " ".join(map(str, task.values())))
         yield task, result
-
-
-def _run(
-    function: Callable[[Task], Any], tasks: Sequence[Task], jobs: int, bounds: Bounds | None
-) -> Iterator[tuple[Task, Any]]:
-    if bounds is not None:
-        yield from run_bounded(function, tasks, jobs, bounds)
-        return
-    if jobs <= 1:
-        for task in tasks:
-            yield task, function(task)
-        return
-    # A fresh interpreter each: MLX and torch do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=end_with_parent) as pool:
-        pending = {pool.submit(function, task): task for task in tasks}
-        try:
-            for future in as_completed(pending):
-                yield pending[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -33,11 +33,13 @@ def write_trace(
     on: Path | None = None,
     device: str | None = None,
     revision: str | None = None,
+    inside: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Run a backend on probes and write what it shows; return the path.
 
-    The probes are those of the file `on`, or the ones a comparison would begin with.
+    The probes are those of the file `on`, or the ones a comparison would begin with. `inside` is a
+    block whose modules are written as well, as they compute from the block's seeded input.
     """
     _check(out)
     probes = Trace(on, PROBES).probes if on else None
@@ -54,7 +56,7 @@ def write_trace(
             progress(done, len(todo), probe.name)
         if probe.scales is None:
             probe = with_scales(probe, own.expected(probe))
-        evidence = own.expected(probe)
+        evidence = own.expected(probe, inside)
         arrays |= described(probe)
         for mode in MODES:
             for site, array in evidence.expected[mode].items():

@@ -104,7 +104,7 @@ def test_base_requirement_of_mlx_excludes_the_release_that_crashes():
 
 def test_extras_are_those_documented():
     extras = set(PROJECT["optional-dependencies"])
-    assert extras == {"cpu", "cuda13", "reference", "serve", "report", "dev"}
+    assert extras == {"cpu", "cuda13", "reference", "serve", "report", "ray", "dev"}
 
 
 def test_every_constraint_is_one_exact_version_without_build_tag():

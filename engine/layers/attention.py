@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from functools import lru_cache
 
 import mlx.core as mx
 from mlx import nn
@@ -106,10 +108,23 @@ def _head_norm(spec: AttentionSpec, heads: int) -> Norm:
 
 def mask_for(cache: Cache, queries: int, keys: int, window: int | None) -> mx.array | str | None:
     """What `queries` new tokens, which the cache has taken already, may see of `keys`."""
+    offset = None if cache.padding is None else cache.offset - queries
+    return _mask(threading.get_ident(), queries, keys, window, cache.pads, offset)
+
+
+@lru_cache(maxsize=4)  # all blocks of one kind ask for the same
+def _mask(
+    thread: int,  # whose stream would make it
+    queries: int,
+    keys: int,
+    window: int | None,
+    pads: tuple[int, ...] | None,
+    offset: int | None,
+) -> mx.array | str | None:
     mask = causal_mask(queries, keys, window)
-    if cache.padding is None:
+    if pads is None or offset is None:
         return mask
-    return padded_mask(mask, queries, keys, cache.offset - queries, cache.padding)
+    return padded_mask(mask, queries, keys, offset, mx.array(pads))
 
 
 def causal_mask(queries: int, keys: int, window: int | None) -> mx.array | str | None:

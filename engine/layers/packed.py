@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from .. import kernels
 from ..runtime import device_name
 from ..weights.quantised import Packing
 
@@ -44,7 +45,7 @@ class PackedLinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., in) -> (..., out)"""
-        y = _multiply(mx.quantized_matmul, x, self)
+        y = _product(x, self)
         return y + self.bias if "bias" in self else y
 
 
@@ -63,7 +64,7 @@ class PackedEmbedding(nn.Module):
 
     def as_linear(self, x: mx.array) -> mx.array:
         """(..., C) -> (..., V)"""
-        return _multiply(mx.quantized_matmul, x, self)
+        return _product(x, self)
 
 
 class PackedExperts(nn.Module):
@@ -86,6 +87,15 @@ def _fill(module: Any, shape: tuple[int, ...]) -> None:
     module.weight = mx.zeros((*rows, width * packing.bits // 32), mx.uint32)
     for part in packing.parts[1:]:
         module[part] = mx.zeros(groups, mx.float32 if packing.mode == "affine" else mx.uint8)
+
+
+def _product(x: mx.array, module: Any) -> mx.array:
+    """x times the transposed matrix (out, in)."""
+    how = module.packing
+    if kernels.takes(x, module.weight, module.scales, how.mode, how.bits, how.group_size):
+        parts = module.weight, module.scales, module.biases
+        return kernels.matrix_vector(x, *parts, how.group_size)
+    return _multiply(mx.quantized_matmul, x, module)
 
 
 def _multiply(product: Any, x: mx.array, module: Any, **more: Any) -> mx.array:

@@ -1,7 +1,7 @@
-"""Feeding a prompt, a chunk at a time, less what is known of it already.
+"""Feeding prompts, a chunk at a time, less what is known of them already.
 
 Chunks end at multiples of their size, counted from the first token, wherever a known prefix ends.
-Nothing here knows rows that decode.
+Short prompts that have nothing in common are fed as one batch. Nothing here knows rows that decode.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from ..cache import AnyCache, make_cache
 from ..decoder import Decoder
 from .job import Job
 from .prefixes import Prefixes, Segment
+
+WASTE = 0.75  # of the length of prompts that are fed at once, the shorter to the longer at least
+ALIKE = 16  # tokens that prompts may begin with in common and be fed at once all the same
 
 
 class Prefill:
@@ -53,6 +56,55 @@ class Prefill:
             job.next = job.choose(logits, greedy(logits))
             mx.async_eval(job.next)
         return count
+
+    def together(self, jobs: Sequence[Job], room: int) -> list[Job]:
+        """Of some jobs the first, and those that are best fed with it, `room` tokens at most.
+
+        None of it is known, they are about as long, and what two begin with in common, which would
+        be computed once if they came one after the other, is little. One alone is no batch.
+        """
+        if self._whole_chunks or jobs[0].at:
+            return []
+        found, total = [], len(jobs[0].known)
+        for job in jobs:
+            length, longest = len(job.known), max(len(other.known) for other in [*found, job])
+            if (
+                not job.at
+                and WASTE * total <= length <= total / WASTE
+                and (len(found) + 1) * longest <= min(room, self._chunk)
+                and self._prefixes.same_era(length, total)
+                and not any(_alike(job, other) for other in found)
+                and self._prefixes.find(job.known) is None
+            ):
+                found.append(job)
+        return found if found[:1] == [jobs[0]] and len(found) > 1 else []
+
+    def feed_together(self, jobs: Sequence[Job]) -> int:
+        """Feed whole prompts as rows of one batch, and choose their next tokens; as `feed`."""
+        longest = max(len(job.known) for job in jobs)
+        pads = [longest - len(job.known) for job in jobs]
+        layers = make_cache(self._decoder.spec, pads)
+        rows = [[0] * pad + job.known for pad, job in zip(pads, jobs, strict=True)]
+        logits = self._decoder(mx.array(rows), layers, last=True)[:, -1]  # (B, V)
+        likeliest = greedy(logits)
+        mx.eval(logits)
+        for row, job in enumerate(jobs):
+            job.at = job.prefilled = total = len(job.known)
+
+            def last(count: int, row: int = row) -> Segment | None:
+                return last_tokens(layers, count, row)
+
+            self._prefixes.put(job.known, total, last)
+            job.cache = [layer.take([row]) for layer in layers]
+            job.next = job.choose(logits[row], likeliest[row])
+        mx.async_eval([job.next for job in jobs])
+        return sum(len(job.known) for job in jobs)
+
+
+def _alike(one: Job, other: Job) -> bool:
+    """Whether what two prompts begin with is worth being computed once."""
+    pairs = zip(one.known[: ALIKE + 1], other.known, strict=False)
+    return all(a == b for a, b in pairs)
 
 
 def last_tokens(layers: Sequence[AnyCache], count: int, row: int = 0) -> Segment | None:

@@ -269,16 +269,21 @@ class Worker:
         """
         room, ready = self._chunk, []
         while self._filling and room > 0:
-            job = self._filling.popleft()
-            with self._guarded([job]):
-                room -= self._prefill.feed(job)
-            if job.done:
-                self._settle(job)
-            elif job.next is None:
-                self._filling.append(job)
-            else:
-                self._count_prompt(job)
-                ready.append(job)
+            batch = self._prefill.together(list(self._filling), room)
+            jobs = batch or [self._filling[0]]
+            for job in jobs:
+                self._filling.remove(job)
+            with self._guarded(jobs):
+                feed = self._prefill.feed
+                room -= self._prefill.feed_together(batch) if batch else feed(jobs[0])
+            for job in jobs:
+                if job.done:
+                    self._settle(job)
+                elif job.next is None:
+                    self._filling.append(job)
+                else:
+                    self._count_prompt(job)
+                    ready.append(job)
         return ready
 
     def _step(self, ready: list[Job]) -> None:

@@ -13,9 +13,9 @@ from engine.errors import EngineError
 
 from .. import environment
 from ..backends._transformers import one_line
-from ..bounded import Bounds, Task
 from ..environment import version
 from ..errors import BadOption, ReferenceUnavailable
+from ..executors import Bounds, Executor, Task
 from ..judge import compare
 from ..random_models import write_model
 from ..sweep import Progress, sweep
@@ -50,9 +50,10 @@ def make(
     candidate: str,
     names: list[str] | None = None,
     *,
-    jobs: int,
+    jobs: int = 1,
     memory: float,
     seconds: float,
+    executor: Executor | None = None,
     resume: Path | None = None,
     keep: Path | None = None,
     progress: Progress | None = None,
@@ -67,7 +68,7 @@ def make(
     bounds = Bounds(seconds, int(memory * 1e9), stopped)
     results = sweep(
         judge_family, plan(found, candidate, keep),
-        jobs=jobs, resume=resume, progress=progress, bounds=bounds,
+        jobs=jobs, executor=executor, resume=resume, progress=progress, bounds=bounds,
     )  # fmt: skip
     rows = rows_of([result for _, result in results])
     return Atlas(candidate, found, rows, waivers, environment.describe())

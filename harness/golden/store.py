@@ -25,11 +25,13 @@ from engine.whole import write_whole
 from .. import environment
 from ..backends import Request
 from ..errors import BadGolden, BadOption
+from ..executors import Executor, Task
 from ..memory import Notice, check_disk, check_streamed, part_by_part, size_of
 from ..reference import Reference, Shapes, with_scales
 from ..sides import Progress, installed, load_reference, load_streamed_reference
 from ..sketch import COLUMNS, Sketch
 from ..streaming import Course, Stream, new_evidence
+from ..sweep import sweep
 from ..traces import as_bytes
 from ..types import Evidence, Probe, TokenFacts
 from .format import SCHEMA, Content, pack, sketched
@@ -187,7 +189,13 @@ def _whole_bytes(probe: Probe, evidence: Evidence, probes: Sequence[Probe]) -> i
     return a_token * sum(len(each.tokens) for each in probes)
 
 
-def verify(folder: Path, model: str | None = None) -> list[str]:
+def verify(
+    folder: Path,
+    model: str | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
     """Names of the goldens that are whole; BadGolden names the first that is not.
 
     Looks at hashes, at what is inside, at the model beside them, and for files nobody recorded.
@@ -197,19 +205,11 @@ def verify(folder: Path, model: str | None = None) -> list[str]:
     chosen = [entry for entry in entries if name is None or entry["model"] == name]
     if name is not None and not chosen:
         raise BadGolden(f"no golden of model {name!r} in {folder}: harness golden record makes one")
-    problems, fine = [], []
-    for entry in chosen:
-        try:
-            path = folder / contained(entry["file"], folder)
-            check_hash(path, entry)
-            Content(path, entry["dtype"])
-            source = folder / "models" / entry["model"]
-            if source.exists():
-                model_files = find_model(source)
-                check_model(model_files, identity(model_files), entry, path)
-            fine.append(entry["file"])
-        except EngineError as error:
-            problems.append(str(error))
+    tasks: list[Task] = [{"folder": str(folder), "entry": entry} for entry in chosen]
+    found = list(sweep(verified, tasks, executor=executor, progress=progress))
+    found.sort(key=lambda pair: tasks.index(pair[0]))  # they come as they are done
+    fine = [task["entry"]["file"] for task, problem in found if problem is None]
+    problems = [problem for _, problem in found if problem is not None]
     known = {entry["file"] for entry in entries}
     for path in sorted((folder / "traces").glob("*.safetensors")):
         if f"traces/{path.name}" not in known:
@@ -218,6 +218,22 @@ def verify(folder: Path, model: str | None = None) -> list[str]:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise BadGolden(problems[0] + more)
     return fine
+
+
+def verified(task: Task) -> str | None:
+    """What is wrong with a golden, an entry of its folder's manifest; None where it is whole."""
+    folder, entry = Path(task["folder"]), task["entry"]
+    try:
+        path = folder / contained(entry["file"], folder)
+        check_hash(path, entry)
+        Content(path, entry["dtype"])
+        source = folder / "models" / entry["model"]
+        if source.exists():
+            model_files = find_model(source)
+            check_model(model_files, identity(model_files), entry, path)
+    except EngineError as error:
+        return str(error)
+    return None
 
 
 def _write(

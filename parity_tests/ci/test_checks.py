@@ -104,6 +104,24 @@ def test_oldest_is_the_bound_of_the_project_and_is_put_before_the_environment():
     assert list(checks.set_up(Place(by_name("wheels"), Path("/out")))) == []
 
 
+def test_ray_is_put_beside_the_environment_at_its_pin():
+    place = Place(by_name("cluster"), Path("/out"), here=True)
+    *_, install = checks.set_up(place)
+    assert "ray[client]" in install.command and "constraints.txt" in install.command
+    assert checks.beside(place) == [Path("/out/ray")] and "/out/ray" in install.command
+    assert checks.beside(Place(CPU, Path("/out"))) == []
+
+
+def test_a_test_of_the_cluster_that_is_skipped_is_none():
+    (step,) = steps("cluster", "cluster")
+    assert (
+        step.judge is not None and step.judge("...\n18 passed in 90.1s\n") == "18 passed in 90.1s"
+    )
+    for log in ("1 skipped in 0.1s\n", "17 passed, 1 skipped in 80.0s\n", ""):
+        with pytest.raises(Wrong, match="not every test ran"):
+            step.judge(log)
+
+
 def test_without_here_every_step_runs_in_the_environment_that_ci_makes():
     for leg in LEGS:
         place = Place(leg, Path("/out"))

@@ -75,9 +75,9 @@ def test_a_cache_without_the_offset_would_be_seen():
     assert (mx.abs(wrong - right).max() / mx.abs(right).max()).item() > 1e-3
 
 
-def random_decoder(family: str, variant: str) -> Decoder:
-    mx.random.seed(1)
-    return Decoder(decoder_spec(Config(config_of(family, variant))))
+def random_decoder(family: str, variant: str, seed: int = 1, **changes: object) -> Decoder:
+    mx.random.seed(seed)
+    return Decoder(decoder_spec(Config({**config_of(family, variant), **changes})))
 
 
 # Rows that come and go

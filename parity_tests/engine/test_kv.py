@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.architectures import decoder_spec
 from engine.cache import SPARE, STEP, Cache, make_cache, restored
-from engine.config import Config
-from engine.decoder import Decoder
 from engine.errors import InvalidRequest
 from engine.kv import packing_of
 from engine.weights.quantised import Packing
 from harness.checks.kv_cache import EPS, steps_off
-from harness.random_models import config_of
+from parity_tests.engine.test_cache import random_decoder
 
 PACKINGS = st.builds(Packing, st.sampled_from([64, 32]), st.sampled_from([8, 4]))
 K, D = 2, 64
-WINDOWED = ("gemma3_text", "local-global", {"head_dim": 32})
 LATENT = ("deepseek_v2", "groups", {"kv_lora_rank": 64, "qk_rope_head_dim": 32})
-MODELS = [("llama", "llama3", {"head_dim": 64}), WINDOWED, LATENT]
+MODELS = [
+    ("llama", "llama3", {"head_dim": 64}),
+    ("gemma3_text", "local-global", {"head_dim": 32}),
+    LATENT,
+]
 
 
 def drawn(seed: int, count: int, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -126,7 +126,7 @@ def test_what_is_restored_goes_on_as_what_was_fed():
 @pytest.mark.parametrize(("family", "variant", "changes"), MODELS)
 def test_chunks_change_far_less_than_packing_does(family, variant, changes):
     """A key that rounds to the next point, since a product was summed otherwise, is one of many."""
-    decoder = random_decoder(family, variant, changes)
+    decoder = random_decoder(family, variant, **changes)
     packing = packing_of(decoder.spec, 8)
     tokens = mx.array(np.random.default_rng(0).integers(0, decoder.spec.vocab, (1, 30)))
 
@@ -154,11 +154,6 @@ def test_windows_bound_packed_caches_too():
         assert packed.nbytes == 2 * K * (D + 2 * 4 * D // 32) * room
 
 
-def random_decoder(family: str, variant: str, changes: dict) -> Decoder:
-    mx.random.seed(1)
-    return Decoder(decoder_spec(Config({**config_of(family, variant), **changes})))
-
-
 @pytest.mark.parametrize(
     ("head", "bits", "group", "words"),
     [
@@ -170,15 +165,15 @@ def random_decoder(family: str, variant: str, changes: dict) -> Decoder:
     ],
 )
 def test_what_cannot_be_packed_is_refused_by_name(head, bits, group, words):
-    spec = random_decoder("llama", "llama3", {"head_dim": head}).spec
+    spec = random_decoder("llama", "llama3", head_dim=head).spec
     with pytest.raises(InvalidRequest, match=words):
         packing_of(spec, bits, group)
 
 
 def test_the_largest_group_that_fits_is_taken():
     for head, group in ((128, 64), (64, 64), (96, 32), (32, 32)):
-        spec = random_decoder("llama", "llama3", {"head_dim": head}).spec
+        spec = random_decoder("llama", "llama3", head_dim=head).spec
         assert packing_of(spec, 4) == Packing(group, 4)
-    spec = random_decoder(*LATENT).spec
+    spec = random_decoder(*LATENT[:2], **LATENT[2]).spec
     assert packing_of(spec, 8) == Packing(32, 8)
     assert packing_of(spec, None) is None

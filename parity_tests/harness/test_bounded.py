@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
-from harness.bounded import Bounds
+from harness.executors import Bounds
+from harness.executors.bounded import wait_bounded
 from harness.sweep import sweep
 
 BOUNDS = Bounds(seconds=60, memory=2_000_000_000, stopped=lambda task, why: f"stopped: {why}")
@@ -63,3 +66,34 @@ def test_a_process_that_dies_is_a_result():
 def test_what_a_task_raises_is_raised():
     with pytest.raises(ValueError, match="raised"):
         results("raise")
+
+
+def program(code: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_a_program_within_bounds_ends_by_itself():
+    process = program("raise SystemExit(7)")
+    assert wait_bounded(process, 60, 2_000_000_000) is None and process.returncode == 7
+
+
+def test_a_program_that_takes_too_much_is_stopped_with_what_it_started():
+    child = "import subprocess, sys, time; subprocess.run([sys.executable, '-c', "
+    child += "'import time; time.sleep(60)'])"
+    process = program(child)
+    assert wait_bounded(process, 1, 2_000_000_000) == "it took more than 1 s"
+    assert process.returncode == -9
+    eats = program("import time; eaten = b'x' * 300_000_000; time.sleep(60)")
+    assert "0.2 GB are allowed" in (wait_bounded(eats, 60, 200_000_000) or "")
+
+
+def test_a_program_does_not_outlive_an_interruption(monkeypatch):
+    process = program("import time; time.sleep(60)")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.executors.bounded._excess", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        wait_bounded(process, 60, 2_000_000_000)
+    assert process.returncode == -9

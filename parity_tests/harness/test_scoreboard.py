@@ -92,6 +92,16 @@ def test_clean_runs_have_seeds_of_their_own():
     assert not {t["seed"] for t in clean} & {t["seed"] for t in planted}
 
 
+def test_a_model_that_is_another_one_where_a_task_runs_is_refused():
+    random, named = plan(["gpt2/plain", "tiny-gpt2"], ["engine"], seeds=1, clean_seeds=0)
+    assert "identity" not in random and set(named["identity"]) == {"weights", "config", "tokenizer"}
+    named |= {"faults": [], "prompts": 1}
+    assert [score["verdict"] for score in run_model(named)] == ["pass"]
+    other = {**named, "identity": {**named["identity"], "weights": "0" * 64}}
+    with pytest.raises(BadOption, match=r"tiny-gpt2 on .* holds another model"):
+        run_model(other)
+
+
 def test_some_faults_may_be_named():
     tasks = plan(["gpt2/plain"], ["engine"], seeds=1, clean_seeds=1, faults=["rotary.backwards"])
     assert [t["faults"] for t in tasks] == [["rotary.backwards"], [], [], []]
