@@ -49,6 +49,10 @@ class Cache:
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append T tokens; return all that the T queries may see, the T new ones last."""
+        return self._whole(self.append(keys, values), keys.dtype)
+
+    def append(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        """As `update`, and return it as it is kept: keys and values, or the parts of both."""
         T, new = keys.shape[2], self._parts(keys, values)
         self._make_room(new)
         first = self._end
@@ -59,7 +63,7 @@ class Cache:
         seen = [buffer[:, :, self._start : self._end] for buffer in self._buffers]
         if self.window is not None:
             self._start = max(self._start, self._end - (self.window - 1))
-        return self._whole(seen, keys.dtype)
+        return seen
 
     @property
     def positions(self) -> int | mx.array:

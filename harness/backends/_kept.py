@@ -33,11 +33,11 @@ class Watched(Cache):
         super().__init__(window, packing=packing)
         self._seen: list[tuple[tuple[mx.array, mx.array], tuple[mx.array, mx.array]]] = []
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """As `Cache.update`."""
-        found = super().update(keys, values)
-        T = keys.shape[2]
-        self._seen.append(((keys, values), (found[0][:, :, -T:], found[1][:, :, -T:])))
+    def append(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        """As `Cache.append`, which all that feeds a cache goes through."""
+        found, T = super().append(keys, values), keys.shape[2]
+        new = self._whole([part[:, :, -T:] for part in found], keys.dtype)
+        self._seen.append(((keys, values), new))
         return found
 
     def kept(self, block: int) -> Iterator[Kept]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.cache import SPARE, STEP, Cache, make_cache, restored
 from engine.errors import InvalidRequest
 from engine.kv import packing_of
+from engine.layers.attention import attend, attend_packed
 from engine.weights.quantised import Packing
 from harness.checks.kv_cache import EPS, steps_off
 from parity_tests.engine.test_cache import random_decoder
@@ -21,6 +22,8 @@ LATENT = ("deepseek_v2", "groups", {"kv_lora_rank": 64, "qk_rope_head_dim": 32})
 MODELS = [
     ("llama", "llama3", {"head_dim": 64}),
     ("gemma3_text", "local-global", {"head_dim": 32}),
+    ("gemma2", "softcaps", {"head_dim": 64}),
+    ("gpt_oss", "plain", {"head_dim": 64}),
     LATENT,
 ]
 
@@ -140,6 +143,26 @@ def test_chunks_change_far_less_than_packing_does(family, variant, changes):
     for cuts in ([7, 8, 9], [1, 20], list(range(10, 30))):
         assert (mx.abs(logits(cuts, packing) - whole).max() < loss / 3).item()
     assert loss.item() > 0
+
+
+@pytest.mark.parametrize("dtype", sorted(EPS))
+@pytest.mark.parametrize("packing", [Packing(64, 8), Packing(32, 4)])
+def test_products_of_packed_numbers_are_those_of_what_they_stand_for(dtype, packing):
+    """With padding, a soft-cap and sinks; forgotten biases would show."""
+    q = mx.random.normal((2, 2 * K, 1, D), key=mx.random.key(5)).astype(getattr(mx, dtype))
+    keys, values = (mx.concatenate([drawn(n, 9), drawn(n + 1, 9)]).astype(q.dtype) for n in (1, 3))
+    mask = mx.arange(9)[None] >= mx.array([[3], [0]])
+    how = 0.2, mask[:, None, None], 7.0, mx.array([0.5, 2.0, -1.0, 0.0])
+    parts = Cache(packing=packing).append(keys, values)
+    exact = (packing.unpack(dict(zip(packing.parts, some))) for some in (parts[:3], parts[3:]))
+    expected = attend(q.astype(mx.float32), *exact, *how)
+    found = attend_packed(q, parts, packing, *how)
+    assert found.dtype == q.dtype
+    tolerance = 4 * EPS[dtype] + 1e-5
+    largest = mx.abs(expected).max()
+    assert (mx.abs(found.astype(mx.float32) - expected).max() / largest).item() < tolerance
+    wrong = attend_packed(q, [*parts[:5], parts[5] * 0], packing, *how).astype(mx.float32)
+    assert (mx.abs(wrong - expected).max() / largest).item() > 10 * tolerance
 
 
 def test_windows_bound_packed_caches_too():
