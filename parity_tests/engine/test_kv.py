@@ -154,7 +154,10 @@ def test_products_of_packed_numbers_are_those_of_what_they_stand_for(dtype, pack
     mask = mx.arange(9)[None] >= mx.array([[3], [0]])
     how = 0.2, mask[:, None, None], 7.0, mx.array([0.5, 2.0, -1.0, 0.0])
     parts = Cache(packing=packing).append(keys, values)
-    exact = (packing.unpack(dict(zip(packing.parts, some))) for some in (parts[:3], parts[3:]))
+    exact = [
+        packing.unpack(dict(zip(packing.parts, some, strict=True)))
+        for some in (parts[:3], parts[3:])
+    ]
     expected = attend(q.astype(mx.float32), *exact, *how)
     found = attend_packed(q, parts, packing, *how)
     assert found.dtype == q.dtype
