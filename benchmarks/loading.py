@@ -8,11 +8,12 @@ turns, each in a process of its own with everything imported:
 bytes   every file is read into memory, to stay there, with Python's `read`
 load    `engine.load`, and all parameters evaluated: in memory and arranged
 step    the same, then one token fed to an empty cache and one decoded: it fuses and compiles, which
-        is what that token takes longer than the next one, told beside it
+        is what that token takes longer than the next one, told below
 
-Printed are medians and the ratios to the turn's own `bytes`, with the smallest and the largest, and
-the most memory MLX held as a share of the model's bytes. `--cold` has the system forget the files'
-pages before each turn (posix_fadvise, these files alone); else they are in the page cache.
+Printed are medians of seconds and of the processor's share, which others on the machine disturb
+less, the ratios to the turn's own `bytes`, with the smallest and the largest, and the most memory
+MLX held as a share of the model's bytes. `--cold` has the system forget the files' pages before
+each turn (posix_fadvise, these files alone); else they are in the page cache.
 """
 
 from __future__ import annotations
@@ -86,27 +87,39 @@ def write_model(folder: Path, size: float, shards: int) -> int:
 
 
 def turn(what: str, folder: Path) -> dict[str, float]:
-    """One turn, in this process: seconds, and the most bytes MLX held."""
+    """One turn, in this process: seconds, those of the processor, the most bytes MLX held."""
     from engine.cache import make_cache
     from engine.model import load
 
     mx.eval(mx.ones((8,)) + 1)
     mx.reset_peak_memory()
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
+
+    def taken(peak: int) -> dict[str, float]:
+        return {
+            "seconds": time.perf_counter() - begin,
+            "processor": time.process_time() - cpu,
+            "peak": peak,
+        }
+
     if what == "bytes":
         held = [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
-        return {"seconds": time.perf_counter() - begin, "peak": sum(map(len, held))}
+        return taken(sum(map(len, held)))
     model = load(folder)
     mx.eval(model.decoder.parameters())
-    ends, cache = [time.perf_counter()], make_cache(model.spec)
-    for _ in range(3 if what == "step" else 0):
+    if what == "load":
+        return taken(mx.get_peak_memory())
+    cache = make_cache(model.spec)
+
+    def decoded() -> float:
+        """Seconds of the processor that one more token took."""
+        before = time.process_time()
         mx.eval(model.decoder(mx.array([[1]]), cache))
-        ends.append(time.perf_counter())
-    found = {"seconds": ends[0] - begin, "peak": mx.get_peak_memory()}
-    if what == "step":
-        _, first, second, third = ends
-        found |= {"seconds": second - begin, "made": (second - first) - (third - second)}
-    return found
+        return time.process_time() - before
+
+    decoded()
+    first, found = decoded(), taken(mx.get_peak_memory())
+    return {**found, "made": first - decoded()}
 
 
 def forget(folder: Path) -> None:
@@ -136,27 +149,25 @@ def measure(folder: Path, runs: int, cold: bool) -> dict[str, list[dict[str, flo
 
 
 def report(name: str, size: int, taken: dict[str, list[dict[str, float]]]) -> None:
+    def times_bytes(what: str, of: str, unit: str) -> str:
+        pairs = zip(taken[what], taken["bytes"], strict=True)
+        ratios = sorted(ours[of] / theirs[unit] for ours, theirs in pairs)
+        return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
     print(f"{name}, {size / 1e9:.2f} GB")
     for what, turns in taken.items():
-        seconds = [each["seconds"] for each in turns]
-        pairs = zip(turns, taken["bytes"], strict=True)
-        ratios = sorted(ours["seconds"] / theirs["seconds"] for ours, theirs in pairs)
+        seconds, processor = (
+            statistics.median(each[unit] for each in turns) for unit in ("seconds", "processor")
+        )
         peak = max(each["peak"] for each in turns) / size
         print(
-            f"  {what:6} {statistics.median(seconds):7.3f} s ({size / 1e9 / min(seconds):.2f} GB/s "
-            f"at best), {statistics.median(ratios):5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) "
-            f"times bytes, peak {peak:.2f} of the model",
+            f"  {what:6}{seconds:7.3f} s, {times_bytes(what, 'seconds', 'seconds')} times bytes; "
+            f"processor {processor:.3f} s, {times_bytes(what, 'processor', 'processor')} times; "
+            f"peak {peak:.2f} of the model",
             flush=True,
         )
-        if what == "step":
-            made = sorted(
-                ours["made"] / theirs["seconds"]
-                for ours, theirs in zip(turns, taken["bytes"], strict=True)
-            )
-            print(
-                f"         of it to fuse and compile {statistics.median(made):.2f} "
-                f"({made[0]:.2f} to {made[-1]:.2f}) times bytes"
-            )
+    made = times_bytes("step", "made", "processor")
+    print(f"  to fuse and compile: processor {made} times bytes", flush=True)
 
 
 def main() -> None:
