@@ -1,7 +1,8 @@
 """Memory of the caches and time per token against the length of the context.
 
-    python benchmarks/context.py [--shape tiny] [--model tiny-gemma3] [--contexts 256 1024 ...]
-        [--bits 8 4] [--dtype bfloat16] [--tokens 24] [--runs 3] [--device gpu] [--plot FILE.svg]
+    python benchmarks/context.py [--shape tiny] [--blocks 4 16] [--model tiny-gemma3]
+        [--contexts 256 1024 ...] [--bits 8 4] [--dtype bfloat16] [--tokens 24] [--runs 3]
+        [--device gpu] [--plot FILE.svg]
 
 A shape is a llama of random weights (`sides.py`), without windows, with plain caches and with
 packed ones; a model runs as it is, and packed where its heads allow. Caches are filled with random
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-from sides import made
+from sides import SHAPES, made
 
 from engine.cache import Cache, make_cache
 from engine.errors import InvalidRequest
@@ -157,6 +158,7 @@ def main() -> None:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", action="append", default=[])
+    parser.add_argument("--blocks", type=int, nargs="+", help="shapes of other depths")
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
     parser.add_argument("--bits", type=int, nargs="*", default=[8, 4])
@@ -169,8 +171,11 @@ def main() -> None:
     device = use_device(options.device)
     chosen: list[Variant] = []
     for shape in options.shape or ([] if options.model else ["tiny"]):
-        model = made(shape, options.dtype).ours
-        chosen += variants(f"llama {shape}", model, options.bits)
+        width, blocks, *rest = SHAPES[shape]
+        for depth in options.blocks or [blocks]:
+            name = f"{shape}, {depth} blocks" if options.blocks else shape
+            SHAPES[name] = (width, depth, *rest)
+            chosen += variants(f"llama {name}", made(name, options.dtype).ours, options.bits)
     for name in options.model:
         chosen += variants(name, load(name, dtype=options.dtype), options.bits)
     print(f"{device}, {options.dtype}, {options.runs} runs of {options.tokens} tokens")

@@ -206,11 +206,13 @@ def attend_packed(
     All of it in float32: nothing is rounded but what is kept.
     """
     B, H, T, D = q.shape
-    K, count = parts[0].shape[1], len(packing.parts)
-    keys, values = ([part[:, :, None] for part in some] for some in (parts[:count], parts[count:]))
-    x = (q.astype(mx.float32) * scale).reshape(B, K, H // K, T, D)
+    _, K, S, _ = parts[0].shape
+    keys, values = parts[: len(packing.parts)], parts[len(packing.parts) :]
+    # All queries of a key are rows of one product: packed numbers are not repeated for each.
+    x = (q.astype(mx.float32) * scale).reshape(B, K, -1, D)  # (B, H, T, D) -> (B, K, H/K*T, D)
     logits = mx.quantized_matmul(x, *keys, transpose=True, **packing.settings)
-    weights = _weights(logits, mask, softcap, sinks)
+    weights = _weights(logits.reshape(B, K, H // K, T, S), mask, softcap, sinks)
+    weights = weights.reshape(B, K, -1, S)  # (B, K, H/K, T, S) -> (B, K, H/K*T, S)
     y = mx.quantized_matmul(weights, *values, transpose=False, **packing.settings)
     return y.reshape(B, H, T, -1).astype(q.dtype)
 
