@@ -45,16 +45,18 @@ def compare(model: str, clients: int, rounds: int, tokens: int) -> None:
     with engine(model, "--max-rows", clients) as ours, mlx_lm(model) as theirs:
         for server in (ours, theirs):
             rate(server.url, model, clients, tokens, -1)
+        before = ours.cpu_seconds, theirs.cpu_seconds
         pairs = [
             (rate(ours.url, model, clients, tokens, n), rate(theirs.url, model, clients, tokens, n))
             for n in range(rounds)
         ]
+        cpu = ours.cpu_seconds - before[0], theirs.cpu_seconds - before[1]
     ratios = sorted(a / b for a, b in pairs)
     mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
     print(
         f"{Path(model).name}, {clients} clients, {tokens} tokens each: {mine:.0f} tokens/s, "
         f"mlx_lm.server {other:.0f}, ratio {statistics.median(ratios):.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f}); {cpu[0]:.1f} s of CPU for theirs of {cpu[1]:.1f}",
         flush=True,
     )
 

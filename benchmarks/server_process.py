@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "golden" / "models"
@@ -33,6 +36,11 @@ class Server:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    @property
+    def cpu_seconds(self) -> float:
+        """What all its threads have computed, which says something on a busy machine, too."""
+        return sum(psutil.Process(self.process.pid).cpu_times()[:2])
+
     def metrics(self) -> dict[str, float]:
         """Figures of /metrics by name, labels included."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
@@ -41,12 +49,19 @@ class Server:
         return {name: float(value) for name, value in pairs}
 
 
+def serve_command(model: Path | str, *options: object) -> list[str]:
+    """The command of `engine serve`, with MLX and, unless it is named, on a free port."""
+    command = [sys.executable, "-m", "engine", "serve", "--model", str(model), "--backend", "mlx"]
+    return [*command, *([] if "--port" in options else ["--port", "0"]), *map(str, options)]
+
+
 @contextmanager
-def engine(model: Path | str, *options: object) -> Iterator[Server]:
-    """`engine serve` on a free port, with MLX."""
-    command = [sys.executable, "-m", "engine", "serve", "--model", str(model), "--port", "0"]
-    command += ["--backend", "mlx", *map(str, options)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def engine(model: Path | str, *options: object, **process_options: Any) -> Iterator[Server]:
+    """`engine serve` on a free port, with MLX; `process_options` are those of Popen."""
+    command = serve_command(model, *options)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **process_options
+    )
     assert process.stdout is not None
     try:
         found = re.search(r"http://\S+", process.stdout.readline())

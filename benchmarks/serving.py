@@ -6,7 +6,7 @@ ratios, with the smallest and largest. Usage:
 
     python benchmarks/serving.py [--model NAME ...] [--shape 1b ...] [--bits 4]
         [--dtype bfloat16] [--requests 8] [--tokens 100] [--runs 5] [--device gpu]
-        [--deterministic]
+        [--deterministic] [--no-sequential]
 
 A ratio above 1 says that the worker is that much faster.
 """
@@ -39,6 +39,7 @@ def main() -> None:
     for name, count in {"requests": 8, "tokens": 100, "runs": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--sequential", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     device = use_device(options.device)
     names = options.model or ([] if options.shape else ["tiny-llama", "tiny-gemma3", "tiny-gpt2"])
@@ -71,7 +72,9 @@ def _report(both: Sides, options: Any) -> None:
     def sequential() -> Tokens:
         return [list(generate(model.decoder, prompt, options.tokens)) for prompt in prompts]
 
-    sides: dict[str, Callable[[], Tokens]] = {"worker": together, "one after another": sequential}
+    sides: dict[str, Callable[[], Tokens]] = {"worker": together}
+    if options.sequential:
+        sides["one after another"] = sequential
     if both.mlx_lm is not None:
         sides["mlx-lm's batches"] = _mlx_lm(both.mlx_lm, prompts, options.tokens)
     with worker:

@@ -71,7 +71,7 @@ def spread(model: Path, columns: int) -> list[float]:
     engine, oracle = load_backend("engine", request), load_backend("torch", request).oracle()
     found = []
     for probe in golden.probes:
-        truth = Oracle(oracle).expected(probe)
+        truth = Oracle(oracle, "float32").expected(probe)
         seen: dict = {}
         engine.forward(probe.tokens, seen.__setitem__, feed=truth.feed)
         for site, expected in truth.expected[ISOLATED].items():

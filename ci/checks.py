@@ -63,8 +63,8 @@ class Step:
 def set_up(place: Place) -> Iterator[Step]:
     """The environment, and beside it what the leg asks for and the environment lacks: another MLX
     than the pinned one, or Ray."""
-    if place.leg.checks == ("wheels",):
-        return
+    if place.leg.checks in (("docs",), ("wheels",)):
+        return  # they have environments of their own, or none
     yield Step("environment", place.python("--version"))
     if place.leg.mlx != "pinned":
         build = "mlx-cpu" if sys.platform == "linux" else "mlx-metal"
@@ -113,6 +113,12 @@ def lint(place: Place) -> Iterator[Step]:
     yield Step("ruff format", place.python("-m", "ruff", "format", "--check", "."))
     python = Path(sys.executable) if place.here else ROOT / ".venv" / "bin" / "python"
     yield Step("pyright", place.python("-m", "pyright", "--pythonpath", python))
+
+
+def docs(place: Place) -> Iterator[Step]:
+    """The pages as a site, every link followed; the site is left beside the verdict."""
+    command = (sys.executable, "ci/docs.py", "--out", str(place.out / "site"))
+    yield Step("site", command, judge=_last_line)
 
 
 def wheels(place: Place) -> Iterator[Step]:
@@ -174,6 +180,7 @@ def models(place: Place) -> Iterator[Step]:
 
 CHECKS: dict[str, Callable[[Place], Iterator[Step]]] = {
     "lint": lint,
+    "docs": docs,
     "wheels": wheels,
     "tests": tests,
     "cluster": cluster,

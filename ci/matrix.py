@@ -73,6 +73,7 @@ METAL = ("parity-metal", "smoke")
 
 LEGS = (
     Leg("lint", "ubuntu-24.04", "3.11", "pinned", "none", ("lint",)),
+    Leg("docs", "ubuntu-24.04", "3.13", "pinned", "none", ("docs",)),
     Leg("wheels", "ubuntu-24.04", "3.13", "pinned", "none", ("wheels",)),
     Leg("linux-x64", "ubuntu-24.04", "3.11", "pinned", "cpu", ("tests", *CPU), minutes=60),
     Leg("cluster", "ubuntu-24.04", "3.11", "pinned", "cpu", ("cluster",)),

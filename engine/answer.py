@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from .errors import InvalidRequest
 from .tokenizer import StopStrings, Tokenizer
 
 
@@ -46,3 +47,23 @@ class Answer:
         text = self._stop.push(text)
         self.stopped_by = self._stop.stopped or self.stopped_by
         return text
+
+
+def stop_tokens(given: Iterable[str], tokenizer: Tokenizer, vocab: int) -> frozenset[int]:
+    """Tokens as people name them, by their ids or as texts of one token. Raises InvalidRequest."""
+    found = set()
+    for each in given:
+        ids = (
+            [int(each)]
+            if each.isdecimal() and len(each) < 12
+            else tokenizer.encode(each, special=False)
+        )
+        if len(ids) != 1:
+            raise InvalidRequest(
+                f"stop token {each!r:.40} is {len(ids)} tokens: give the id or the text of one, or "
+                "a stop string"
+            )
+        if ids[0] >= vocab:
+            raise InvalidRequest(f"stop token {ids[0]} is outside the vocabulary of {vocab} rows")
+        found |= set(ids)
+    return frozenset(found)

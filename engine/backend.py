@@ -16,6 +16,7 @@ from .files import ModelFiles
 
 if TYPE_CHECKING:
     from .generate import Step
+    from .ranks import Ranks
     from .tokenizer import Tokenizer
     from .weights.quantised import Packing
 
@@ -54,10 +55,15 @@ class Running:
 
 
 def choose_backend(
-    files: ModelFiles, asked: str, device: str | None = None, dtype: str | None = None
+    files: ModelFiles,
+    asked: str,
+    device: str | None = None,
+    dtype: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Choice:
     """What runs a model, where `asked` is of BACKENDS; makes `device` MLX's default unless torch.
 
+    Over several `ranks` MLX alone runs, and no certificate says anything of it.
     `auto` reads the weights through where a certificate may be of them, to hash them; hashes are
     remembered. Raises BackendUnavailable, and MetalNotAvailable for a GPU that is not there.
     """
@@ -65,6 +71,11 @@ def choose_backend(
         raise BackendUnavailable(f"backend {asked!r} is not one of {', '.join(BACKENDS)}")
     if dtype not in (None, *DTYPES):
         raise BackendUnavailable(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if asked == TORCH and ranks is not None:
+        raise BackendUnavailable(
+            f"backend torch runs in one process, and there are {ranks.size} ranks: "
+            "use --backend mlx, or one process"
+        )
     if asked == TORCH:
         if missing := _missing():
             raise BackendUnavailable(
@@ -77,6 +88,9 @@ def choose_backend(
     use_device(device)
     if asked == MLX:
         return Choice(MLX, "asked for")
+    if ranks is not None:
+        judge = f"harness compare --model {files.name} --ranks {ranks.size}"
+        return Choice(MLX, f"which alone runs over {ranks.size} ranks; {judge} judges it")
     from .certificate import standing
 
     found = standing(files, dtype)
@@ -101,12 +115,16 @@ def open_model(
     backend: str,
     dtype: str | None = None,
     device: str | None = None,
+    ranks: Ranks | None = None,
     kv_bits: int | None = None,
     kv_group_size: int | None = None,
 ) -> Running:
     """Load a model with "mlx" or "torch"; device and default device as `choose_backend` left them.
 
-    `kv_bits` and `kv_group_size` are those of `kv.packing_of`, MLX's alone. Raises EngineError.
+    With `ranks` the steps are those of all of them together. `kv_bits` and `kv_group_size` are
+    those of `kv.packing_of`, MLX's alone.
+
+    Raises EngineError.
     """
     if backend == TORCH:
         if kv_bits is not None or kv_group_size is not None:
@@ -124,8 +142,10 @@ def open_model(
     from .model import load
     from .runtime import device_name, peak_memory
 
-    loaded = load(files, dtype=dtype)
+    loaded = load(files, dtype=dtype, ranks=ranks)
     packing = packing_of(loaded.spec, kv_bits, kv_group_size)
+    if ranks is not None:
+        ranks.watch()
     return Running(
         MLX,
         device_name(),

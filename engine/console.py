@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import sys
@@ -22,6 +23,21 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
     are one line; with `--debug` anywhere the traceback is shown. A missing optional library is
     explained the same way.
     """
+    try:
+        return _run(app, name, arguments)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _let_go(stream)
+
+
+def remark(line: str) -> None:
+    """Print a line for people on stderr. That it cannot be written, as a log on a full disk, stops
+    nothing."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _run(app: Any, name: str, arguments: Sequence[str] | None) -> int:
     import typer
     from typer.exceptions import TyperException
 
@@ -32,16 +48,16 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
         result = typer.main.get_command(app).main(arguments, name, standalone_mode=False)
         if result == INTERRUPTED:  # typer has caught it
             raise KeyboardInterrupt
+        sys.stdout.flush()  # what cannot be written is told here, not as the interpreter ends
         return result if isinstance(result, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
     except TyperException as error:
         message = error.format_message()  # a wrong option
     except (typer.Abort, KeyboardInterrupt):
-        print(f"{name}: interrupted", file=sys.stderr)
+        remark(f"{name}: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except EngineError as error:
         if debug:
@@ -55,8 +71,16 @@ def run(app: Any, name: str, arguments: Sequence[str] | None = None) -> int:
         if debug or "mlx" not in f"{error.name} {error}":
             raise
         message = missing_mlx(error)
-    print(f"{name}: {printable(' '.join(message.split()))}", file=sys.stderr)
+    remark(f"{name}: {printable(' '.join(message.split()))}")
     return BAD_INPUT
+
+
+def _let_go(stream: Any) -> None:
+    """Drop what a stream cannot write: the interpreter would try again, and end with status 120."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def printable(text: str) -> str:

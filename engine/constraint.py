@@ -37,7 +37,7 @@ class Constraint:
         limits = LLParserLimits(verbose_errors=False)
         bridge = _bridge(tokenizer, vocab)
         self._matcher = LLMatcher(bridge, grammar, log_level=0, limits=limits)
-        self._vocab, self._what = vocab, what
+        self._vocab, self.grammar, self.what = vocab, grammar, what
         if self._matcher.is_error():
             raise InvalidRequest(f"{what} cannot be used: {_reason(self._matcher.get_error())}")
 
@@ -83,7 +83,7 @@ class Constraint:
         """The text now has this token. Raises InvalidRequest for one that was not allowed."""
         if not self._matcher.consume_token(token):
             raise InvalidRequest(
-                f"token {token} does not go on with {self._what}: a bias may have banned all others"
+                f"token {token} does not go on with {self.what}: a bias may have banned all others"
             )
 
     @property
@@ -96,7 +96,7 @@ class Constraint:
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         if self._matcher.is_error():
             reason = _reason(self._matcher.get_error())
-            raise InvalidRequest(f"{self._what} leads nowhere from here: {reason}")
+            raise InvalidRequest(f"{self.what} leads nowhere from here: {reason}")
 
 
 def allowed(rows: Sequence[Constraint | None], vocab: int) -> mx.array:

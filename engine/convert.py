@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import EngineError, InvalidConfig, UnsupportedFormat
 from .files import PICKLES, find_model, read_json
-from .whole import write_whole
+from .whole import replacing
 
 if TYPE_CHECKING:
     from .weights.quantised import Packing
@@ -76,12 +77,14 @@ def convert(
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_weights(target, tensors, config if target.suffix == ".npz" else None)
-        for path, content in companions.items():
-            write_whole(path, content)
+        with ExitStack() as all_or_none:
+            for path, content in companions.items():
+                all_or_none.enter_context(replacing(path)).write_bytes(content)
+            write_weights(target, tensors, config if target.suffix == ".npz" else None)
     except OSError as cause:
         raise EngineError(
-            f"{target} cannot be written ({cause.strerror or cause}): check place and permissions"
+            f"{target} cannot be written ({cause.strerror or cause}): check place, room and "
+            "permissions"
         ) from None
     return target
 

@@ -71,3 +71,16 @@ class ShuttingDown(EngineError):
 
 class GenerationFailed(EngineError):
     """The worker gave a request up."""
+
+
+class RanksUnavailable(EngineError):
+    """A model that cannot be cut into so many ranks, or a command that runs in one process."""
+
+
+class RankLost(EngineError):
+    """Another rank has ended, or does not answer."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error of somebody else's on one line, short enough to read."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

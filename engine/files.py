@@ -8,6 +8,7 @@ configuration means is `engine/config.py`'s. The network is touched for a Hub id
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import re
 import sysconfig
@@ -16,7 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CorruptWeights, InvalidConfig, ModelNotFound, UnsupportedFormat
+from .errors import (
+    CorruptWeights,
+    InvalidConfig,
+    ModelNotFound,
+    UnsupportedFormat,
+    one_line,
+)
 
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -25,6 +32,7 @@ HUB_PATTERNS = ("*.json", "*.safetensors", "*.npz", "*.model", "*.txt", "*.jinja
 # in Meta's layout.
 HUB_IGNORED = (*(f"*/{pattern}" for pattern in HUB_PATTERNS[:-1]), "consolidated*")
 _NPZ_SHARD = re.compile(r"weights\.\d+\.npz")  # of early conversions of large models
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -105,7 +113,9 @@ def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as cause:
-        raise error(f"{path} is not readable JSON ({_line(cause)}): fetch the file again") from None
+        raise error(
+            f"{path} is not readable JSON ({one_line(cause)}): fetch the file again"
+        ) from None
     if not isinstance(value, dict):
         raise error(f"{path} holds a JSON {type(value).__name__}, not an object: fetch it again")
     return value
@@ -162,6 +172,11 @@ def _hub_failure(name: str, revision: str | None, cause: BaseException) -> str:
     def met(kind: type[BaseException]) -> bool:
         return any(isinstance(each, kind) for each in chain)
 
+    if any(isinstance(each, OSError) and each.errno in _NO_ROOM for each in chain):
+        return (
+            f"{place} does not fit into {constants.HF_HUB_CACHE} ({one_line(chain[-1])}): make "
+            "room there, or set HF_HOME to another place; what was fetched is kept"
+        )
     if met(errors.OfflineModeIsEnabled):
         return f"{place} is not in the cache, and HF_HUB_OFFLINE is set: unset it to download"
     if met(errors.GatedRepoError):
@@ -174,8 +189,10 @@ def _hub_failure(name: str, revision: str | None, cause: BaseException) -> str:
     if met(errors.RevisionNotFoundError):
         return f"{place} has no such revision at {where}: check --revision"
     if met(errors.HFValidationError):
-        return f"{place} is neither a file or folder here nor a valid id ({_line(cause)}): check it"
-    return f"{place} could not be fetched from {where} ({_line(chain[-1])}): check the network"
+        return (
+            f"{place} is neither a file or folder here nor a valid id ({one_line(cause)}): check it"
+        )
+    return f"{place} could not be fetched from {where} ({one_line(chain[-1])}): check the network"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -289,9 +306,3 @@ def _raw_config(folder: Path, weights: tuple[Path, ...]) -> tuple[str, dict[str,
     if params.exists():
         return str(params), read_json(params, InvalidConfig)
     raise InvalidConfig(f"{path} is missing: put the model's config.json beside its weights")
-
-
-def _line(error: BaseException) -> str:
-    """An error's text on one line, short enough for a terminal."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

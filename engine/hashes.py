@@ -13,17 +13,20 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .console import remark
 from .errors import EngineError
 from .userdata import certificate_folder
 from .whole import write_whole
 
 RECORD = ".hashes"
 SETTLED = 3.0  # seconds; FAT's clock ticks every two
+PATIENCE = 1.0  # seconds without a word
 
 
 def sha256_of(paths: Iterable[Path]) -> dict[Path, str]:
@@ -38,7 +41,8 @@ def sha256_of(paths: Iterable[Path]) -> dict[Path, str]:
         if record.get(key, [None])[0] == state:
             found[path] = record[key][1]
             continue
-        found[path] = _digest(path)
+        with _told(f"reading {path} for its sha256, which is remembered"):
+            found[path] = _digest(path)
         if _state(path) != state:
             raise EngineError(f"{path} changes while it is read: wait until it is complete")
         if time.time() - max(state[-2:]) / 1e9 > SETTLED:
@@ -52,6 +56,18 @@ def known_sha256(path: Path) -> str | None:
     """The sha256 of a file where it is remembered; the file is not read."""
     state, entry = _state(path), _read().get(str(path.resolve()))
     return entry[1] if entry and state is not None and entry[0] == state else None
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say what is being done where it takes long."""
+    timer = threading.Timer(PATIENCE, remark, [what])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _digest(path: Path) -> str:

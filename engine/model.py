@@ -17,12 +17,15 @@ from .decoder import Decoder
 from .errors import BackendUnavailable
 from .files import ModelFiles, find_model
 from .layers.packed import pack
+from .sharding import Share, share_of
 from .spec import DecoderSpec
 from .weights import read_weights
 from .weights.arrange import arrange
+from .weights.parts import Parts
 from .weights.quantised import packed_places, quantisation
 
 if TYPE_CHECKING:
+    from .ranks import Ranks
     from .tokenizer import Tokenizer
 
 # transformers keeps these in float32 in a model of any dtype: they decide which experts are chosen.
@@ -32,11 +35,16 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 @dataclass
 class Model:
-    """What `load` returns. `decoder` maps token ids (B, T) to logits (B, T, V)."""
+    """What `load` returns. `decoder` maps token ids (B, T) to logits (B, T, V).
+
+    `spec` is the whole model's; of one that runs over several ranks, `decoder` has the `share` of
+    this one.
+    """
 
     files: ModelFiles
     spec: DecoderSpec
     decoder: Decoder
+    share: Share | None = None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -49,13 +57,17 @@ class Model:
 
 
 def load(
-    model: str | Path | ModelFiles, *, dtype: str | None = None, revision: str | None = None
+    model: str | Path | ModelFiles,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Model:
     """Find, read and build a model; arrays stay lazy until they are used.
 
     `dtype` casts floating-point weights ("float32", "bfloat16", "float16"), those in KEPT apart;
-    None keeps what is stored. Raises the errors of `errors.py`; nothing else escapes for a model
-    that is at fault.
+    None keeps what is stored. With `ranks`, the share of this rank alone is read, at once. Raises
+    the errors of `errors.py`; nothing else escapes for a model that is at fault.
     """
     files = model if isinstance(model, ModelFiles) else find_model(model, revision)
     where = str(files.folder / "config.json")
@@ -65,13 +77,26 @@ def load(
     read, quantised = read_weights(files), quantisation(files.config, where)
     if places := packed_places(read, spec, decoder.shapes(), quantised, source):
         pack(decoder, places, _dtype(read, dtype))
-    tensors = arrange(read, spec, decoder.shapes(), source)
+    share = parts = None
+    shapes = decoder.shapes()
+    if ranks is not None:
+        share = share_of(spec, ranks.rank, ranks.size, places)
+        parts = Parts(share, files, read)
+        decoder = Decoder(share.spec)
+        pack(decoder, places, _dtype(read, dtype))
+    tensors = arrange(read, spec, shapes, source, parts)
     if dtype is not None:
         kept = {path: a for path, a in tensors.items() if path.rpartition(".")[2] in KEPT}
         tensors = {path: cast(array, dtype) for path, array in tensors.items()} | kept
     decoder.update(tree_unflatten(list(tensors.items())))
     decoder.eval()
-    return Model(files, spec, decoder)
+    if ranks is not None and share is not None:
+        from .layers.ranked import connect
+
+        mx.eval(decoder.parameters())
+        connect(decoder, share, ranks)
+        ranks.agree("model", f"{spec} {dtype} {places}")
+    return Model(files, spec, decoder, share)
 
 
 def cast(array: mx.array, dtype: str) -> mx.array:

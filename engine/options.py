@@ -29,4 +29,8 @@ ModelFolders = Annotated[
     list[str] | None,
     typer.Option("--model-dirs", help="More folders to search, ; between them or given again."),
 ]
+StopToken = Annotated[
+    list[str] | None,
+    typer.Option(help="Token to end at, its id or its text; may be given again."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

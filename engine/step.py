@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 
 from .cache import AnyCache
 from .fused import fused, turned
-from .layers import Tap, no_tap, under
+from .layers import Tap, no_tap, ranked, under
 from .layers.rope import Rope, era
 
 if TYPE_CHECKING:
@@ -176,8 +176,13 @@ def _eras(decoder: Decoder, lengths: Lengths) -> tuple[int, ...] | None:
 
 
 def _own(module: nn.Module) -> bool:
-    """Whether a module is of the engine's or MLX's code, and not something in its place."""
+    """Whether a module is of the engine's or MLX's code, and not something in its place.
+
+    Those of several ranks are not compiled: what passes between them keeps the order of calls.
+    """
     kind = type(module)
+    if kind.__module__ == ranked.__name__:
+        return False
     if isinstance(getattr(module, "_rope", None), Rope | NoneType):
         owner, _, _ = kind.__module__.partition(".")
         file = sys.modules.get(kind.__module__)

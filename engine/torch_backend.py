@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from .errors import BackendUnavailable, EngineError, MetalNotAvailable
+from .errors import BackendUnavailable, EngineError, MetalNotAvailable, one_line
 from .files import ModelFiles
 from .generate import Step, steps
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
-PACKED = ("quantization", "quantization_config")  # mlx-lm's; transformers gets matrices unpacked
+# What mlx-lm writes into config.json of packed matrices; transformers is given them unpacked.
+PACKED = ("quantization", "quantization_config")
 
 
 class TorchModel:
@@ -39,7 +40,7 @@ class TorchModel:
             raise
         except Exception as error:  # transformers and torch raise nearly anything here
             raise BackendUnavailable(
-                f"transformers cannot load {files.folder}: {_line(error)} (--debug shows where)"
+                f"transformers cannot load {files.folder}: {one_line(error)} (--debug shows where)"
             ) from error
         self.rows = self._model.get_input_embeddings().weight.shape[0]
 
@@ -73,7 +74,7 @@ class TorchModel:
                 out = self._model(ids, use_cache=True, **given)
             except Exception as error:
                 raise BackendUnavailable(
-                    f"transformers cannot run {self._files.folder}: {_line(error)} "
+                    f"transformers cannot run {self._files.folder}: {one_line(error)} "
                     "(--debug shows where)"
                 ) from error
             return out.logits[0, -1].float().cpu(), getattr(out, "past_key_values", None)
@@ -178,17 +179,13 @@ def _tensors(torch: Any, files: ModelFiles, dtype: str | None) -> dict[str, Any]
         from safetensors.torch import load_file
 
         return {name: t for path in files.weights for name, t in load_file(path).items()}
-    return {name: _tensor(torch, plain.pop(name)) for name in list(plain)}
+    return {name: to_torch(torch, plain.pop(name)) for name in list(plain)}
 
 
-def _tensor(torch: Any, array: Any) -> Any:
+def to_torch(torch: Any, array: Any) -> Any:
     """An mlx array as a torch tensor, bit for bit."""
     import numpy as np
 
     if array.dtype == mx.bfloat16:
         return torch.from_numpy(np.array(array.view(mx.uint16))).view(torch.bfloat16)
     return torch.from_numpy(np.array(array))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -94,6 +94,9 @@ def compare(
     resume: Annotated[
         Path | None, typer.Option(help="Stream, and go on from this file when interrupted.")
     ] = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Run the engine in so many processes, which split the model.")
+    ] = 1,
     json: Annotated[Path | None, typer.Option(help="Write the verdict to this file.")] = None,
     html: Annotated[
         Path | None, typer.Option(help="The same as one HTML page, with pictures.")
@@ -133,6 +136,7 @@ def compare(
                 kinds=_list(kinds),
                 stream=stream,
                 resume=resume,
+                ranks=ranks,
                 progress=progress,
                 notice=_notice,
                 into=verdict,

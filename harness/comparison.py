@@ -15,7 +15,7 @@ from engine.files import ModelFiles
 
 from .backends import Backend
 from .limits import Limits
-from .metrics import relative_error, token_errors
+from .metrics import both_errors
 from .policy import decide, effective_noise
 from .probes import text_settings
 from .reference import Reference
@@ -128,6 +128,8 @@ class Comparison:
         self.inner: list[SiteDiff] = []  # modules inside blocks, where they were looked at
         self.tell = progress or (lambda done, total, what: None)
         self._observed: dict[str, Observation] = {}
+        self._bare: tuple[Probe, np.ndarray] | None = None
+        self._judged: tuple[int, tuple[list[SiteDiff], list[Decision]]] | None = None
 
     @property
     def window(self) -> int | None:
@@ -160,6 +162,19 @@ class Comparison:
         self.tell(len(self.probes), len(self.probes), "")
         return self.observed
 
+    def evidence(self, probe: Probe) -> Evidence:
+        """What a probe is judged against: as it was observed, where it was."""
+        seen = self._observed.get(probe.name)
+        if seen is not None and seen.probe == probe:
+            return seen.evidence
+        return self.reference.evidence(probe)
+
+    def bare(self, probe: Probe) -> np.ndarray:
+        """Logits of the pass that serves users, nobody watching; those of one probe are kept."""
+        if self._bare is None or self._bare[0] != probe:
+            self._bare = probe, self.candidate.forward(probe.tokens)
+        return self._bare[1]
+
     def settle(self) -> None:
         """Add probes of every kind that is not decided yet, until it is, or MOST are reached."""
         while True:
@@ -190,6 +205,11 @@ class Comparison:
 
     def judged_sites(self) -> tuple[list[SiteDiff], list[Decision]]:
         """Every site of every probe observed so far, with the decision on its kind of probe."""
+        if self._judged is None or self._judged[0] != len(self._observed):
+            self._judged = len(self._observed), self._judge_sites()
+        return self._judged[1]
+
+    def _judge_sites(self) -> tuple[list[SiteDiff], list[Decision]]:
         groups: dict[tuple[str, Site, str], list[Measure]] = {}
         for measure in (m for o in self.observed for m in o.measures):
             key = measure.mode, measure.site, measure.probe.kind
@@ -243,9 +263,9 @@ class Comparison:
             if site.kind == "module":
                 shapes[site] = actual.shape
 
-        feed = self.reference.evidence(probe).feed
-        self.candidate.forward(probe.tokens, observe, feed=feed, inside=block)
-        return self.reference.inside(probe, block, shapes) if shapes else None
+        known = self.evidence(probe)
+        self.candidate.forward(probe.tokens, observe, feed=known.feed, inside=block)
+        return self.reference.inside(probe, block, shapes, known) if shapes else None
 
     def _observe(self, probe: Probe) -> None:
         evidence = self.reference.evidence(probe)
@@ -311,8 +331,8 @@ class Comparison:
             else:
                 actual = evidence.view(site, actual)
                 kept, tied = ties.kept(site), ties.tied(site)
-                error = relative_error(actual[kept], expected[kept])
-                ratios = token_errors(actual, expected) / least
+                error, errors = both_errors(actual, expected, kept)
+                ratios = errors / least
                 if not error / least <= allowed and (ratios > allowed).any():
                     token = int(np.argmax(ratios > allowed))
                 out = np.zeros(len(ratios), bool) if tied is None else tied

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from engine.files import find_model
+from engine.weights import floating_dtypes
 
 from . import environment, memory
 from .backends import Request, only_dtype
@@ -17,7 +18,7 @@ from .checks import environment as environment_check
 from .comparison import Comparison
 from .diagnosis import diagnose
 from .errors import BadOption
-from .probes import read_prompts
+from .probes import GREEDY, read_prompts
 from .reference import LiveReference, has_tokenizer
 from .resume import Resume
 from .sides import Candidate, Progress, default_reference, how_held, load_sides, name_of
@@ -46,6 +47,7 @@ def compare(
     kinds: Collection[str] | None = None,
     stream: bool | None = None,
     resume: Path | None = None,
+    ranks: int = 1,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
     into: Verdict | None = None,
@@ -61,6 +63,7 @@ def compare(
     backend otherwise refuses: "remote-code", "pickle". `kinds` are the kinds of probes to run, all
     without it. `stream` runs both sides part by part, so that the model need not fit into memory;
     None does so where it does not fit, and `resume` is a file to go on from after an interruption.
+    `ranks` is how many processes the engine runs in, which split the model (docs/RANKS.md).
     `into` is filled as answers come, so that a caller has what there is when an error ends the run.
     `progress(done, total, what)` is told what goes on, total None where it is not known;
     `notice(text)` what the work will take, where that is much. Raises EngineError for bad input; a
@@ -73,6 +76,8 @@ def compare(
             raise BadOption(f"--allow {name!r}: there are {', '.join(ALLOWABLE)}")
     if resume is not None and not resume.parent.is_dir():
         raise BadOption(f"--resume {resume}: the folder {resume.parent} does not exist")
+    if ranks < 1 or (ranks > 1 and (stream or resume)):
+        raise BadOption(f"--ranks {ranks}: at least 1, and more than 1 not with --stream, --resume")
     questions = chosen(checks)
     files = find_model(model, revision, pickles="pickle" in allow)
     source = None if original is None else find_model(original)
@@ -80,19 +85,24 @@ def compare(
     named = name_of(candidate)
     verdict = into if into is not None else Verdict("", "", "", "", "")
     verdict.model, verdict.candidate, verdict.reference = str(model), named, reference
-    verdict.dtype = dtype
-    for rung in _rungs(candidate, reference, Request(files, dtype, device)):
+    verdict.dtype, verdict.ranks = dtype, ranks
+    rungs, truth = _rungs(candidate, reference, Request(files, dtype, device)), None
+    for rung in rungs:
         verdict.dtype = rung
-        request = Request(files, rung, device, allow=allow)
+        request = Request(files, rung, device, allow=allow, ranks=ranks)
         live = reference.partition(":")[0] != "golden"
-        parts = memory.part_by_part(
-            files, rung, live, True if resume else stream, notice, **how_held(candidate)
-        )
+        held = how_held(candidate) | ({"streamable": False} if ranks > 1 else {})
+        parts = memory.part_by_part(files, rung, live, True if resume else stream, notice, **held)
         if parts and (until_decided or depth != "block"):
             raise BadOption("--until-decided and --depth module need the whole model in memory")
-        comparison = load_sides(request, candidate, reference, progress, verdict.seconds, parts)
+        later = rung != rungs[-1] and floating_dtypes(files.weights) == {rungs[-1]}
+        comparison = load_sides(
+            request, candidate, reference, progress, verdict.seconds, parts,
+            greedy=kinds is None or GREEDY in kinds, truth=truth, keep=later,
+        )  # fmt: skip
         comparison.probes += _prompts(prompts, comparison)
-        comparison.probes = _of_kinds(comparison.probes, kinds)
+        unmade = () if parts or comparison.reference.recorded else (GREEDY,)
+        comparison.probes = _of_kinds(comparison.probes, kinds, unmade)
         comparison.depth = depth
         comparison.original = source
         if isinstance(comparison, StreamedComparison):
@@ -102,6 +112,10 @@ def compare(
         if until_decided:
             comparison.settle()
         ask(comparison, questions, verdict)
+        # The oracle of a model that is stored at a later rung's dtype is that rung's too; all else
+        # is gone before the next rung is loaded.
+        truth = getattr(comparison.reference, "truth", None) if later else None
+        del comparison
     verdict.peak_memory_bytes = environment.peak_memory_bytes()
     return verdict
 
@@ -198,9 +212,11 @@ def _prompts(path: str | Path | None, comparison: Comparison) -> list[Probe]:
     return read_prompts(Path(path), encode, reference.rows)
 
 
-def _of_kinds(probes: Sequence[Probe], kinds: Collection[str] | None) -> list[Probe]:
-    """The probes of some kinds; BadOption names those there are."""
-    known = dict.fromkeys(probe.kind for probe in probes)
+def _of_kinds(
+    probes: Sequence[Probe], kinds: Collection[str] | None, unmade: Sequence[str]
+) -> list[Probe]:
+    """The probes of some kinds; BadOption names those there are, `unmade` ones with them."""
+    known = dict.fromkeys([*(probe.kind for probe in probes), *unmade])
     for kind in kinds or ():
         if kind not in known:
             raise BadOption(f"--kinds {kind!r}: there are {', '.join(known)}")

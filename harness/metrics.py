@@ -22,11 +22,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """rms(actual - expected) / rms(expected); inf when a value is not finite or shapes differ."""
     if actual.shape != expected.shape:
         return float("inf")
-    difference = rms(actual.astype(np.float64) - expected)
-    scale = rms(expected)
-    if not np.isfinite(difference):
-        return float("inf")
-    return difference / scale if scale else (0.0 if difference == 0 else float("inf"))
+    return _relative(*_squares(actual, expected))
 
 
 def token_errors(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -34,9 +30,31 @@ def token_errors(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
     Their root mean square is the relative error; inf where a row is not finite.
     """
-    difference = np.square(actual.astype(np.float64) - expected).mean(axis=1)
-    scale = np.square(expected).mean()
-    errors = np.sqrt(difference / (scale or 1.0))
+    return _by_row(*_squares(actual, expected))
+
+
+def both_errors(
+    actual: np.ndarray, expected: np.ndarray, kept: np.ndarray | slice
+) -> tuple[float, np.ndarray]:
+    """The relative error of the rows that are `kept`, and the token errors of all."""
+    squares, scale = _squares(actual, expected)
+    return _relative(squares[kept], scale[kept]), _by_row(squares, scale)
+
+
+def _squares(actual: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the differences, and of what is expected."""
+    return np.square(actual.astype(np.float64) - expected), np.square(expected, dtype=np.float64)
+
+
+def _relative(squares: np.ndarray, scale: np.ndarray) -> float:
+    difference, size = (float(np.sqrt(x.mean())) if x.size else 0.0 for x in (squares, scale))
+    if not np.isfinite(difference):
+        return float("inf")
+    return difference / size if size else (0.0 if difference == 0 else float("inf"))
+
+
+def _by_row(squares: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    errors = np.sqrt(squares.mean(axis=1) / (scale.mean() or 1.0))
     return np.where(np.isnan(errors), np.inf, errors)
 
 
@@ -67,12 +85,17 @@ def kl(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
     With p the expected distribution and d the difference of the logits less its mean under p, it is
     log(1 + sum p (exp(d) - 1 - d)): exact where the two are so near that logarithms would cancel.
     """
-    p = softmax(expected)
+    return kl_from(softmax(expected), actual, expected)
+
+
+def kl_from(p: np.ndarray, actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """`kl`, where the softmax p of what is expected is known."""
     d = actual.astype(np.float64) - expected
     d = d - (p * d).sum(axis=1, keepdims=True)
-    small = np.abs(d) < 1e-3
+    large = ~(np.abs(d) < 1e-3)  # few, where the two are near
     with np.errstate(over="ignore", invalid="ignore"):  # then it is infinite
-        beyond = np.where(small, d * d * (0.5 + d / 6), np.expm1(np.where(small, 0.0, d)) - d)
+        beyond = d * d * (0.5 + d / 6)
+        beyond[large] = np.expm1(d[large]) - d[large]
         found = np.log1p((p * beyond).sum(axis=1))
     return np.where(np.isnan(found), np.inf, found)
 

@@ -20,6 +20,7 @@ from engine.generate import check_prompt
 from .errors import BadOption
 from .types import Probe
 
+GREEDY = "greedy"  # the kind of the reference's own continuation
 GREEDY_TOKENS = 64
 RANDOM_LENGTH = 40
 LONGEST_EDGE = 512  # windows and lengths beyond this would need probes longer than this

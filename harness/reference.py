@@ -21,13 +21,14 @@ from engine.weights.plain import plain_weights
 from .backends import Backend
 from .errors import BadTrace, ReferenceUnavailable
 from .metrics import FLOOR, relative_error
-from .probes import GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of, text_settings
+from .probes import GREEDY, GREEDY_TOKENS, TEXTS, Kind, decodable_length, kinds_of, text_settings
 from .products import growth
 from .seeded import block_input, exponent_for
 from .ties import Ties
 from .types import ISOLATED, LOGITS, PROPAGATED, Evidence, Probe, Site, TokenFacts
 
 Shapes = Mapping[Site, tuple[int, ...]]
+Passes = dict[tuple[int, ...], dict[Site, np.ndarray]]  # tokens -> what was seen on them
 PROMPTS = 3  # probes of each kind, where the reference is live
 
 
@@ -51,10 +52,11 @@ class Reference(Protocol):
 
     def evidence(self, probe: Probe) -> Evidence: ...
 
-    def inside(self, probe: Probe, block: int, shapes: Shapes) -> Evidence | None:
+    def inside(self, probe: Probe, block: int, shapes: Shapes, known: Evidence) -> Evidence | None:
         """Evidence of the modules inside one block, each fed the oracle's values of the ones
         before it; None where it cannot be had. `shapes` holds what the candidate shows there:
-        nothing else is fed, so that both sides compute the same from the same."""
+        nothing else is fed, so that both sides compute the same from the same. `known` is the
+        evidence of the probe."""
         ...
 
     def weights(self) -> Mapping[str, Any]: ...
@@ -65,11 +67,11 @@ class Reference(Protocol):
 
 
 class Truth(Protocol):
-    """Gives the oracle's arrays of a probe, no noise yet."""
+    """Gives the oracle's arrays of a probe, no noise yet; and those inside a block, given them."""
 
-    def expected(
-        self, probe: Probe, inside: int | None = None, shapes: Shapes | None = None
-    ) -> Evidence: ...
+    def expected(self, probe: Probe) -> Evidence: ...
+
+    def inside(self, probe: Probe, block: int, shapes: Shapes, known: Evidence) -> Evidence: ...
 
 
 # Half units of roundoff at which a reference is not noisy but wrong. The noisiest right one seen
@@ -96,7 +98,7 @@ class LiveReference:
         """
         self._greedy = greedy
         self.name, self.dtype = twin.name, twin.dtype
-        self._files, self._twin, self._truth, self._prompts = files, twin, truth, prompts
+        self._files, self._twin, self.truth, self._prompts = files, twin, truth, prompts
         self.recorded, self.file = hasattr(twin, "probes"), getattr(twin, "file", None)
 
     @cached_property
@@ -143,8 +145,9 @@ class LiveReference:
             return None
         return next((k.probe(i) for k in self._kinds if k.name == kind), None)
 
-    @cached_property
+    @property
     def _kinds(self) -> list[Kind]:
+        # Not kept: they hold this reference, and both models would outlive their rung.
         encode = self.encode if self._facts else None
         bos_id = self._facts.bos_id if self._facts else None
         return kinds_of(self._files.config, self.rows, bos_id, encode)
@@ -155,8 +158,8 @@ class LiveReference:
         count = max(1, min(GREEDY_TOKENS, room - len(probe.tokens)))
         taken = self._twin.greedy(probe.tokens, count)
         return Probe(
-            "greedy",
-            "greedy",
+            GREEDY,
+            GREEDY,
             f"{probe.name!r} and the {count} tokens the reference takes after it",
             (*probe.tokens, *taken),
             len(probe.tokens),
@@ -164,33 +167,31 @@ class LiveReference:
 
     @property
     def has_oracle(self) -> bool:
-        return self._truth is not None
+        return self.truth is not None
 
     def evidence(self, probe: Probe) -> Evidence:
-        return self._with_noise(probe)
-
-    def inside(self, probe: Probe, block: int, shapes: Shapes) -> Evidence | None:
-        return self._with_noise(probe, block, shapes) if self._truth else None
-
-    def _with_noise(
-        self, probe: Probe, block: int | None = None, shapes: Shapes | None = None
-    ) -> Evidence:
-        """Evidence with the twin's own error at every site; without a truth, it is its own."""
-        if self._truth is None:
-            blind = Oracle(self._twin).expected(probe, block, shapes)
+        """With the twin's own error at every site; without a truth, its arrays stand for it."""
+        if self.truth is None:
+            blind = Oracle(self._twin, self.dtype).expected(probe)
             noise = {mode: dict.fromkeys(sites, 0.0) for mode, sites in blind.expected.items()}
             return replace(blind, noise=noise, has_oracle=False)
-        evidence = self._truth.expected(probe, block, shapes)
-        twin, tied = evidence.twin, None
-        if block is None:
-            errors = Errors(evidence, PROPAGATED, self.dtype)
-            twin = self._twin.forward(probe.tokens, errors)
-            tied = errors.ties.tied(LOGITS)
-            self._check_plausible(probe, evidence.noise[PROPAGATED])
-        self._twin.forward(
-            probe.tokens, Errors(evidence, ISOLATED, self.dtype), feed=evidence.feed, inside=block
-        )
-        return replace(evidence, twin=twin, tied=tied)
+        evidence = self.truth.expected(probe)
+        errors = Errors(evidence, PROPAGATED, self.dtype)
+        twin = self._twin.forward(probe.tokens, errors)
+        self._check_plausible(probe, evidence.noise[PROPAGATED])
+        self._isolated(probe, evidence)
+        return replace(evidence, twin=twin, tied=errors.ties.tied(LOGITS))
+
+    def inside(self, probe: Probe, block: int, shapes: Shapes, known: Evidence) -> Evidence | None:
+        if self.truth is None:
+            return None
+        evidence = self.truth.inside(probe, block, shapes, known)
+        self._isolated(probe, evidence, block)
+        return evidence
+
+    def _isolated(self, probe: Probe, evidence: Evidence, inside: int | None = None) -> None:
+        errors = Errors(evidence, ISOLATED, self.dtype)
+        self._twin.forward(probe.tokens, errors, feed=evidence.feed, inside=inside)
 
     def _check_plausible(self, probe: Probe, noise: Mapping[Site, float]) -> None:
         """Raise ReferenceUnavailable for a reference that is wrong: its errors would be limits.
@@ -231,7 +232,6 @@ class Remembered:
         self.recorded = reference.recorded
         self.more, self.weights, self.tokens = reference.more, reference.weights, reference.tokens
         self.growth = reference.growth
-        self.side = getattr(reference, "side", lambda: None)
         self._reference = reference
         self._found: dict[Hashable, Evidence | None] = {}
 
@@ -239,16 +239,26 @@ class Remembered:
     def probes(self) -> list[Probe]:
         return self._reference.probes
 
+    def side(self) -> Any:
+        return self._side
+
+    @cached_property
+    def _side(self) -> Any:
+        from .tokenizers import remembering
+
+        side = getattr(self._reference, "side", lambda: None)()
+        return None if side is None else remembering(side)
+
     def evidence(self, probe: Probe) -> Evidence:
         found = self._remember(probe, None, lambda: self._reference.evidence(probe))
         assert found is not None
         return found
 
-    def inside(self, probe: Probe, block: int, shapes: Shapes) -> Evidence | None:
+    def inside(self, probe: Probe, block: int, shapes: Shapes, known: Evidence) -> Evidence | None:
         return self._remember(
             probe,
             (block, frozenset(shapes.items())),
-            lambda: self._reference.inside(probe, block, shapes),
+            lambda: self._reference.inside(probe, block, shapes, known),
         )
 
     def _remember(
@@ -261,40 +271,61 @@ class Remembered:
 
 
 class Oracle:
-    """The float64 model as truth; or any backend, taken at its word."""
+    """The float64 model as truth at a dtype; or any backend, taken at its word.
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    `passes` are what it is known to give as it is: each is used once. With `keep` those it gives
+    are kept there, for a later rung of the same weights.
+    """
 
-    def expected(
-        self, probe: Probe, inside: int | None = None, shapes: Shapes | None = None
-    ) -> Evidence:
-        """Run as it is, then with what enters each block rounded to the dtype, or seeded.
+    def __init__(
+        self, backend: Backend, dtype: str, passes: Passes | None = None, *, keep: bool = False
+    ) -> None:
+        self.backend, self._dtype, self._keep = backend, dtype, keep
+        self.passes: Passes = {} if passes is None else passes
 
-        With `inside` the same is done once more for what the modules of that block give, those
-        in `shapes`.
-        """
-        propagated: dict[Site, np.ndarray] = {}
-        logits = self._backend.forward(probe.tokens, propagated.__setitem__)
+    def expected(self, probe: Probe) -> Evidence:
+        """Run as it is, then with what enters each block rounded to the dtype, or seeded."""
+        propagated = self._propagated(probe.tokens)
         feed = self._feed(propagated, ("embedding", "block"))
         if probe.scales is not None:
             feed = seeded_feed(feed, probe.scales)
         isolated: dict[Site, np.ndarray] = {}
-        self._backend.forward(probe.tokens, isolated.__setitem__, feed=feed, inside=inside)
-        if inside is not None:
-            known = shapes or {}
-            feed |= self._feed(
-                {s: a for s, a in isolated.items() if known.get(s) == a.shape}, ("module",)
-            )
-            self._backend.forward(probe.tokens, isolated.__setitem__, feed=feed, inside=inside)
-        noise: dict[str, dict[Site, float]] = {ISOLATED: {}, PROPAGATED: {}}
-        return Evidence({ISOLATED: isolated, PROPAGATED: propagated}, feed, noise, logits)
+        self.backend.forward(probe.tokens, isolated.__setitem__, feed=feed)
+        return _noiseless(isolated, propagated, feed)
+
+    def inside(self, probe: Probe, block: int, shapes: Shapes, known: Evidence) -> Evidence:
+        """The same for what the modules of one block give, those in `shapes`."""
+        feed, isolated = dict(known.feed), {}
+        self.backend.forward(probe.tokens, isolated.__setitem__, feed=feed, inside=block)
+        feed |= self._feed(
+            {s: a for s, a in isolated.items() if shapes.get(s) == a.shape}, ("module",)
+        )
+        self.backend.forward(probe.tokens, isolated.__setitem__, feed=feed, inside=block)
+        return _noiseless(isolated, known.expected[PROPAGATED], feed)
+
+    def _propagated(self, tokens: tuple[int, ...]) -> dict[Site, np.ndarray]:
+        found = self.passes.pop(tokens, None)
+        if found is None:
+            found = {}
+            self.backend.forward(tokens, found.__setitem__)
+        if self._keep:
+            self.passes[tokens] = found
+        return found
 
     def _feed(
         self, arrays: Mapping[Site, np.ndarray], kinds: Collection[str]
     ) -> dict[Site, np.ndarray]:
-        dtype = self._backend.dtype
-        return {site: rounded(array, dtype) for site, array in arrays.items() if site.kind in kinds}
+        return {s: rounded(a, self._dtype) for s, a in arrays.items() if s.kind in kinds}
+
+
+def _noiseless(
+    isolated: dict[Site, np.ndarray],
+    propagated: dict[Site, np.ndarray],
+    feed: dict[Site, np.ndarray],
+) -> Evidence:
+    noise: dict[str, dict[Site, float]] = {ISOLATED: {}, PROPAGATED: {}}
+    arrays = {ISOLATED: isolated, PROPAGATED: propagated}
+    return Evidence(arrays, feed, noise, propagated[LOGITS])
 
 
 class Errors:

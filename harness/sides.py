@@ -32,20 +32,29 @@ def load_sides(
     progress: Progress | None,
     seconds: dict[str, float],
     streamed: bool = False,
+    *,
+    greedy: bool = True,
+    truth: Truth | None = None,
+    keep: bool = False,
 ) -> Comparison:
-    """A comparison with nothing asked yet; `seconds` gets what loading took."""
+    """A comparison with nothing asked yet; `seconds` gets what loading took.
+
+    `greedy` says whether the reference's own continuation is to be a probe. `truth` is that of an
+    earlier rung, used where its weights are the same at this one; `keep` has what it gives kept for
+    a later rung.
+    """
     tell, rung = progress or (lambda done, total, what: None), request.dtype
     begin = time.perf_counter()
     tell(0, None, f"loading the candidate, {rung}")
     actual = _streamed(candidate, request) if streamed else _candidate(candidate, request)
     loaded = time.perf_counter()
     tell(0, None, f"loading the reference, {rung}")
-    host = replace(request, device=None)
+    host = replace(request, device=None, ranks=1)
     oracle = twin = None
     if streamed and not _is_golden(reference):
         expected, oracle, twin = load_streamed_reference(reference, host)
     else:
-        expected = load_reference(reference, host)
+        expected = load_reference(reference, host, greedy=greedy, truth=truth, keep=keep)
     seconds[f"load candidate {rung}"] = loaded - begin
     seconds[f"load reference {rung}"] = time.perf_counter() - loaded
     longest = size_of(request.files).longest
@@ -55,17 +64,27 @@ def load_sides(
     return StreamedComparison(*known, oracle, twin) if streamed else Comparison(*known)
 
 
-def load_reference(name: str, request: Request, prompts: int = PROMPTS) -> Reference:
+def load_reference(
+    name: str,
+    request: Request,
+    prompts: int = PROMPTS,
+    *,
+    greedy: bool = True,
+    truth: Truth | None = None,
+    keep: bool = False,
+) -> Reference:
     """A reference by its name, with the truth it is measured against.
 
-    `prompts` is how many probes of each kind a live one begins with.
+    `prompts` is how many probes of each kind a live one begins with; `greedy`, `truth` and `keep`
+    are those of `load_sides`.
     """
     if _is_golden(name):
         from .golden.store import GoldenReference
 
         return GoldenReference(request.files, request.dtype, name.partition(":")[2])
     twin = load_backend(name, request, others=["golden"])
-    return LiveReference(request.files, twin, _truth(twin, request), prompts)
+    truth = _truth(twin, request, truth, keep)
+    return LiveReference(request.files, twin, truth, prompts, greedy=greedy)
 
 
 def load_streamed_reference(name: str, request: Request) -> tuple[Reference, Streamed, Streamed]:
@@ -109,23 +128,32 @@ def _is_golden(name: str) -> bool:
     return name.partition(":")[0] == "golden"
 
 
-def _truth(twin: Backend, request: Request) -> Truth | None:
-    """The float64 oracle: PyTorch live, or none."""
+def _truth(
+    twin: Backend, request: Request, earlier: Truth | None = None, keep: bool = False
+) -> Truth | None:
+    """The float64 oracle: PyTorch live, or none. An earlier one of the same weights is gone on
+    with, and what it is known to give."""
     if not installed("torch", "transformers"):
         return None
     from .backends.torch import TorchBackend, load
 
     torch = twin if isinstance(twin, TorchBackend) else load(replace(request, argument=""))
-    return Oracle(torch.oracle())
+    if isinstance(earlier, Oracle) and torch.is_lifted_by(earlier.backend):
+        return Oracle(earlier.backend, request.dtype, earlier.passes, keep=keep)
+    return Oracle(torch.oracle(), request.dtype, keep=keep)
 
 
 def _candidate(candidate: Candidate, request: Request) -> Backend:
     if callable(candidate):
+        if request.ranks > 1:
+            raise BadOption(f"--ranks {request.ranks}: a function runs in one process; engine can")
         from .backends.python import PythonBackend
 
         return PythonBackend(candidate, name_of(candidate), request.dtype)
     if _is_golden(candidate):
         raise BadOption("candidate 'golden': a recording can only be a reference")
+    if request.ranks > 1 and candidate != "engine":
+        raise BadOption(f"--ranks {request.ranks}: {candidate} runs in one process; engine can")
     return load_backend(candidate, request)
 
 

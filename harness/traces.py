@@ -23,6 +23,8 @@ from typing import Any
 import ml_dtypes  # noqa: F401  so that numpy knows bfloat16
 import numpy as np
 
+from engine.errors import one_line
+
 from .backends._streamed import within
 from .errors import BadTrace
 from .metrics import FLOOR
@@ -301,4 +303,4 @@ def _place(site: Site) -> tuple[int, int, str]:
 def _reason(cause: BaseException) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    return " ".join(str(cause).split())[:200] or type(cause).__name__
+    return one_line(cause)

@@ -45,7 +45,7 @@ def write_trace(
     probes = Trace(on, PROBES).probes if on else None
     request = Request(find_model(model, revision), dtype, device)
     side = load_backend(backend, request)
-    own = Oracle(side)
+    own = Oracle(side, dtype, keep=True)
     arrays: dict[str, np.ndarray] = {}
     source = LiveReference(request.files, side, None, prompts=1)
     todo = probes or source.probes
@@ -56,7 +56,9 @@ def write_trace(
             progress(done, len(todo), probe.name)
         if probe.scales is None:
             probe = with_scales(probe, own.expected(probe))
-        evidence = own.expected(probe, inside)
+        evidence = own.expected(probe)
+        if inside is not None:
+            evidence = own.inside(probe, inside, {}, evidence)
         arrays |= described(probe)
         for mode in MODES:
             for site, array in evidence.expected[mode].items():

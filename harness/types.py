@@ -218,6 +218,7 @@ class Verdict:
     reference: str
     dtype: str
     device: str
+    ranks: int = 1  # processes of the candidate
     checks: list[CheckResult] = field(default_factory=list)
     sites: list[SiteDiff] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +54,17 @@ def certificates(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "certificates"
     monkeypatch.setenv("MLX_PARITY_CERTIFICATES", str(folder))
     return folder
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond so many bytes: writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -175,8 +175,8 @@ print(sum(name.startswith("engine.") for name in sys.modules))
 
 
 def commands() -> list[str]:
-    """Lines of the README's code blocks without a language."""
-    blocks = re.findall(r"^```\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    """Lines of the README's blocks of commands."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     return [line for block in blocks for line in block.splitlines()]
 
 
@@ -205,7 +205,7 @@ def test_readme_ends_with_the_tree_of_the_folders():
 
     assert README.endswith("```\n")
     shown, top = [], ""
-    for line in README.rstrip().removesuffix("```").rpartition("```\n")[2].splitlines():
+    for line in README.rstrip().removesuffix("```").rpartition("```text\n")[2].splitlines():
         match = re.fullmatch(r"( {2})?([\w.]+)/ {2,}\S.*", line)
         assert match, f"no folder with its annotation: {line!r}"
         top = top if match[1] else match[2]

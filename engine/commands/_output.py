@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..console import printable, remark
+
 if TYPE_CHECKING:
     from ..backend import Choice, Running
 
@@ -14,16 +16,16 @@ if TYPE_CHECKING:
 def tell(choice: Choice) -> None:
     """Print which backend was chosen, and why."""
     why, *details = choice.reason.splitlines()
-    print(f"backend: {choice.backend}, {why}", file=sys.stderr)
+    remark(f"backend: {choice.backend}, {why}")
     for line in details:
-        print(f"  {line}", file=sys.stderr)
+        remark(f"  {line}")
 
 
 def tell_packing(running: Running) -> None:
     """Print how keys and values are kept, where they are packed."""
     if running.packing is not None:
         bits, size = running.packing.bits, running.packing.group_size
-        print(f"keys and values: {bits} bits, groups of {size}", file=sys.stderr)
+        remark(f"keys and values: {bits} bits, groups of {size}")
 
 
 def print_json(value: Any) -> None:
@@ -39,8 +41,6 @@ def show(what: Any, notes: Iterable[str] = ()) -> None:
     from rich.console import Console
     from rich.padding import Padding
 
-    from ..console import printable
-
     width = None if sys.stdout.isatty() else 100
     screen = Console(width=width, highlight=False, markup=False, emoji=False)
     screen.print(what)
@@ -50,10 +50,8 @@ def show(what: Any, notes: Iterable[str] = ()) -> None:
 
 def tell_skipped(skipped: Iterable[str]) -> None:
     """Say what a search passed over."""
-    from ..console import printable
-
     for why in skipped:
-        print(f"skipped: {printable(why)}", file=sys.stderr)
+        remark(f"skipped: {printable(why)}")
 
 
 def table(*columns: str) -> Any:

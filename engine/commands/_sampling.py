@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,43 +18,66 @@ if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
 
-def _option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Sampling", show_default=False)
+def _option(help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Sampling", show_default=False, **more)
 
 
-Temperature = Annotated[float | None, _option("0 is greedy, and the default.")]
-TopK = Annotated[int | None, _option("Of the k best tokens.")]
-TopP = Annotated[float | None, _option("Of the best until their probabilities reach p.")]
-MinP = Annotated[float | None, _option("Of those p times as probable as the best.")]
-TypicalP = Annotated[float | None, _option("Of those of usual surprise, until they reach p.")]
-Repetition = Annotated[
-    float | None, _option("Divides the logits of what was said; 1 is off.", "--repetition-penalty")
-]
-Presence = Annotated[
-    float | None, _option("Taken off the logits of what was said.", "--presence-penalty")
-]
-Frequency = Annotated[
-    float | None, _option("The same for every time it was said.", "--frequency-penalty")
-]
-Bias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--logit-bias",
-        metavar="ID=BIAS",
-        help="Added to a token's logit, -inf bans it; may be given again.",
-        rich_help_panel="Sampling",
-    ),
-]
-Seed = Annotated[int | None, _option("Draws the same again; else a new one is drawn and told.")]
-OrderName = Annotated[
-    str | None, _option("transformers (default), mlx-lm or llama.cpp: docs/SAMPLING.md.", "--order")
-]
-Defaults = Annotated[bool, _option("Start from the model's generation_config.json.", "--defaults")]
+def _wishes(
+    temperature: Annotated[float | None, _option("0 is greedy, and the default.")] = None,
+    top_k: Annotated[int | None, _option("Of the k best tokens.")] = None,
+    top_p: Annotated[
+        float | None, _option("Of the best until their probabilities reach p.")
+    ] = None,
+    min_p: Annotated[float | None, _option("Of those p times as probable as the best.")] = None,
+    typical_p: Annotated[
+        float | None, _option("Of those of usual surprise, until they reach p.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, _option("Divides the logits of what was said; 1 is off.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, _option("Taken off the logits of what was said.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, _option("The same for every time it was said.")
+    ] = None,
+    logit_bias: Annotated[
+        list[str] | None,
+        _option("Added to a token's logit, -inf bans it; may be given again.", metavar="ID=BIAS"),
+    ] = None,
+    seed: Annotated[
+        int | None, _option("Draws the same again; else a new one is drawn and told.")
+    ] = None,
+    order: Annotated[
+        str | None, _option("transformers (default), mlx-lm or llama.cpp: docs/SAMPLING.md.")
+    ] = None,
+    defaults: Annotated[
+        bool, _option("Start from the model's generation_config.json.", "--defaults")
+    ] = False,
+) -> None:
+    """The options themselves."""
+
+
+def with_sampling(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter `wishes` is given as the options above, last of all."""
+    own = inspect.signature(command, eval_str=True).parameters
+    options = inspect.signature(_wishes, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        wishes = {name: given.pop(name) for name in options}
+        command(**given, wishes=wishes)
+
+    shown = [each for name, each in own.items() if name != "wishes"]
+    run.__signature__ = inspect.Signature([*shown, *options.values()])  # type: ignore[attr-defined]
+    return run
+
+
 _FILTERS = ("top_k", "top_p", "min_p", "typical_p")  # which do nothing to a greedy choice
 
 
-def sampling_of(folder: Path, defaults: bool, **given: Any) -> Sampling:
-    """The wishes of a command: what was given, over the model's own or over none.
+def sampling_of(folder: Path, wishes: Mapping[str, Any]) -> Sampling:
+    """What the options ask for: what was given, over the model's own or over none.
 
     Where tokens are drawn it has a seed. Raises InvalidRequest and InvalidConfig.
     """
@@ -60,7 +85,8 @@ def sampling_of(folder: Path, defaults: bool, **given: Any) -> Sampling:
     from ..sampling import Sampling
     from ..sampling.defaults import model_defaults
 
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in wishes.items() if value is not None}
+    defaults = given.pop("defaults")
     if "logit_bias" in given:
         given["logit_bias"] = bias_of(given["logit_bias"])
     sampling = replace(model_defaults(folder) if defaults else Sampling(), **given)
@@ -90,7 +116,7 @@ def bias_of(given: Sequence[str]) -> dict[int, float]:
     return found
 
 
-def told(sampling: Sampling, defaults: bool) -> str:
+def told(sampling: Sampling, wishes: Mapping[str, Any]) -> str:
     """What was asked for, for people to read and to repeat."""
     usual = type(sampling)()
     asked = {
@@ -101,7 +127,7 @@ def told(sampling: Sampling, defaults: bool) -> str:
     drawn = sampling.temperature > 0
     words = [f"{name} {value}" for name, value in asked.items()]
     words += [f"order {sampling.order}"] if drawn and "order" not in asked else []
-    whose = " (the model's own, but for what was given)" if defaults else ""
+    whose = " (the model's own, but for what was given)" if wishes["defaults"] else ""
     return ", ".join(words if drawn else ["greedy", *words]) + whose
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from ..console import remark
 from ..options import AsJson, Backend, Device, Dtype, KvBits, KvGroupSize, ModelOption, Revision
+from ._ranks import RanksOption, ranked
 
 
 def bench(
@@ -23,6 +24,7 @@ def bench(
     kv_group_size: KvGroupSize = None,
     json: AsJson = False,
     revision: Revision = None,
+    ranks: RanksOption = None,
 ) -> None:
     """Prefill and decode speed, time to first token, peak memory: median, lowest and highest."""
     from ..backend import choose_backend, open_model
@@ -31,32 +33,35 @@ def bench(
     from ..machine import describe, size
     from ._output import print_json, rate, show, table, tell, tell_packing
 
-    files = find_model(model, revision)
-    choice = choose_backend(files, backend, device, dtype)
-    tell(choice)
-    running = open_model(files, choice.backend, dtype, device, kv_bits, kv_group_size)
-    tell_packing(running)
+    with ranked(ranks) as group:
+        files = find_model(model, revision)
+        choice = choose_backend(files, backend, device, dtype, group)
+        tell(choice)
+        running = open_model(files, choice.backend, dtype, device, group, kv_bits, kv_group_size)
+        tell_packing(running)
 
-    def told(run, timing) -> None:
-        what = f"run {run} of {runs}" if run else "warm-up"
-        speeds = f"prefill {rate(timing.prompt_rate)}, decode {rate(timing.decode_rate)}"
-        print(f"{what}: {speeds}", file=sys.stderr)
+        def told(run, timing) -> None:
+            what = f"run {run} of {runs}" if run else "warm-up"
+            speeds = f"prefill {rate(timing.prompt_rate)}, decode {rate(timing.decode_rate)}"
+            remark(f"{what}: {speeds}")
 
-    figures = measure(running, prompt_tokens, tokens, runs, told)
-    if json:
-        on = {"backend": running.backend, "device": running.device}
-        machine = {key: value for key, value in describe().items() if key != "memory"}
-        print_json({"model": model, **on, **asdict(figures), "machine": machine})
-        return
-    shown = table("", "median", "lowest", "highest", "")
-    for name, spread, factor, unit in (
-        ("prefill", figures.prefill, 1, "tokens/s"),
-        ("decode", figures.decode, 1, "tokens/s"),
-        ("time to first token", figures.first, 1000, "ms"),
-    ):
-        if spread is not None:
-            numbers = (spread.median, spread.low, spread.high)
-            shown.add_row(name, *(f"{number * factor:.1f}" for number in numbers), unit)
-    show(shown)
-    print(f"{prompt_tokens} + {tokens} tokens, {runs} runs; peak memory {size(figures.memory)}")
-    print(f"backend={running.backend} device={running.device}", file=sys.stderr)
+        figures = measure(running, prompt_tokens, tokens, runs, told)
+        memory = [figures.memory] if group is None else group.bytes_each(figures.memory)
+        if json:
+            on = {"backend": running.backend, "device": running.device, "memory_by_rank": memory}
+            machine = {key: value for key, value in describe().items() if key != "memory"}
+            print_json({"model": model, **on, **asdict(figures), "machine": machine})
+            return
+        shown = table("", "median", "lowest", "highest", "")
+        for name, spread, factor, unit in (
+            ("prefill", figures.prefill, 1, "tokens/s"),
+            ("decode", figures.decode, 1, "tokens/s"),
+            ("time to first token", figures.first, 1000, "ms"),
+        ):
+            if spread is not None:
+                numbers = (spread.median, spread.low, spread.high)
+                shown.add_row(name, *(f"{number * factor:.1f}" for number in numbers), unit)
+        show(shown)
+        held = ", ".join(map(size, memory)) + (" by rank" if group is not None else "")
+        print(f"{prompt_tokens} + {tokens} tokens, {runs} runs; peak memory {held}")
+        remark(f"backend={running.backend} device={running.device}")

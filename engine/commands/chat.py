@@ -8,25 +8,22 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import Backend, Device, Dtype, KvBits, KvGroupSize, ModelOption, Revision
-from ._sampling import (
-    Bias,
-    Defaults,
-    Frequency,
-    MinP,
-    OrderName,
-    Presence,
-    Repetition,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    TypicalP,
+from ..console import remark
+from ..options import (
+    Backend,
+    Device,
+    Dtype,
+    KvBits,
+    KvGroupSize,
+    ModelOption,
+    Revision,
+    StopToken,
 )
+from ._sampling import with_sampling
 
 if TYPE_CHECKING:
     from ..backend import Running
@@ -39,35 +36,28 @@ RESET, EXIT, ASK = "/reset", "/exit", "/help"
 Message = dict[str, str]
 
 
+@with_sampling
 def chat(
     model: ModelOption,
     system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="At most so many in an answer.")
     ] = 1000,
+    stop_token: StopToken = None,
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
     kv_bits: KvBits = None,
     kv_group_size: KvGroupSize = None,
     revision: Revision = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    typical_p: TypicalP = None,
-    repetition_penalty: Repetition = None,
-    presence_penalty: Presence = None,
-    frequency_penalty: Frequency = None,
-    logit_bias: Bias = None,
-    seed: Seed = None,
-    order: OrderName = None,
-    defaults: Defaults = False,
+    *,
+    wishes: Mapping[str, Any],
 ) -> None:
     """Converse with a model, by its own chat template.
 
     Ctrl-C stops an answer. Every line of a pipe is a message.
     """
+    from ..answer import stop_tokens
     from ..backend import choose_backend, open_model
     from ..errors import EngineError
     from ..files import find_model
@@ -75,32 +65,21 @@ def chat(
     from ._sampling import sampling_of, told
 
     files = find_model(model, revision)
-    sampling = sampling_of(
-        files.folder,
-        defaults,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=logit_bias,
-        seed=seed,
-        order=order,
-    )
+    sampling = sampling_of(files.folder, wishes)
     choice = choose_backend(files, backend, device, dtype)
     tell(choice)
-    running = open_model(files, choice.backend, dtype, device, kv_bits, kv_group_size)
+    running = open_model(
+        files, choice.backend, dtype, device, kv_bits=kv_bits, kv_group_size=kv_group_size
+    )
     tell_packing(running)
     tokenizer = running.tokenizer()
+    ends = tokenizer.eos_ids | stop_tokens(stop_token or (), tokenizer, running.vocab)
     before: list[Message] = [{"role": "system", "content": system}] if system else []
     tokenizer.chat([*before, _user("Hello")])  # what the template refuses is said at once
-    print(f"sampling: {told(sampling, defaults)}", file=sys.stderr)
+    remark(f"sampling: {told(sampling, wishes)}")
     terminal = sys.stdin.isatty()
     if terminal:
-        print(HELP, file=sys.stderr)
+        remark(HELP)
     said, turn = list(before), 0
     for text in _messages(terminal):
         if text == EXIT:
@@ -108,15 +87,15 @@ def chat(
         if text == RESET:
             said, turn = list(before), 0
         elif text.startswith("/") and len(text.split()) == 1:
-            print(HELP if text == ASK else f"{text} is no command; {HELP}", file=sys.stderr)
+            remark(HELP if text == ASK else f"{text} is no command; {HELP}")
         else:
             said.append(_user(text))
             try:
-                answer = _answer(running, tokenizer, said, max_tokens, _nth(sampling, turn))
+                answer = _answer(running, tokenizer, said, max_tokens, ends, _nth(sampling, turn))
             except EngineError as error:
                 if not terminal:
                     raise
-                print(f"engine: {error}", file=sys.stderr)
+                remark(f"engine: {error}")
                 said.pop()
                 continue
             said.append({"role": "assistant", "content": answer})
@@ -128,16 +107,17 @@ def _answer(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, str]],
     max_tokens: int,
+    ends: frozenset[int],
     sampling: Sampling,
 ) -> str:
     """Print the answer to a conversation as it comes, and return it; Ctrl-C ends it."""
     from ..answer import Answer
 
-    answer, pieces, note = Answer(tokenizer, skip_special=True), [], ""
+    answer, pieces, note = Answer(tokenizer, ends=ends, skip_special=True), [], ""
     with _one_interrupt():
         try:
             for step in running.steps(
-                tokenizer.chat(messages), max_tokens, stop=tokenizer.eos_ids, sampling=sampling
+                tokenizer.chat(messages), max_tokens, stop=ends, sampling=sampling
             ):
                 pieces.append(answer.push(step.token))
                 print(pieces[-1], end="", flush=True)
@@ -148,7 +128,7 @@ def _answer(
         pieces.append(answer.finish())
         print(pieces[-1], flush=True)
         if note:
-            print(note, file=sys.stderr)
+            remark(note)
     return "".join(pieces)
 
 
@@ -201,7 +181,7 @@ def _lines(terminal: bool) -> Iterator[str]:
         try:
             yield input(">>> ")
         except KeyboardInterrupt:
-            print(f"\n{EXIT} or Ctrl-D ends the conversation", file=sys.stderr)
+            remark(f"\n{EXIT} or Ctrl-D ends the conversation")
         except EOFError:
             print()
             return

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..options import Backend, Device, Dtype, ModelOption, Revision
+from ._ranks import RanksOption, ranked
 
 
 def serve(
@@ -35,10 +36,11 @@ def serve(
     dtype: Dtype = None,
     device: Device = None,
     revision: Revision = None,
+    ranks: RanksOption = None,
 ) -> None:
     """Serve a model by the protocols of OpenAI, Anthropic and shimmy, and a page to chat."""
     from ..backend import MLX, choose_backend, open_model
-    from ..errors import BackendUnavailable
+    from ..errors import BackendUnavailable, RankLost
     from ..files import find_model
     from ..serving.run import listen
     from ..serving.run import serve as answer
@@ -48,41 +50,51 @@ def serve(
 
     keys = read_keys(api_key_file) if api_key_file else ()
     settings = Settings(host, port, keys, tuple(allow_origin or ()), max_tokens)
-    bound = listen(settings)
-    files = find_model(model, revision)
-    choice = choose_backend(files, backend, device, dtype)
-    tell(choice)
-    if choice.backend == MLX:
-        from ..model import load
-        from ..serving.worker import Worker
+    with ranked(ranks) as group:
+        bound = listen(settings) if group is None or group.rank == 0 else None
+        files = find_model(model, revision)
+        choice = choose_backend(files, backend, device, dtype, group)
+        tell(choice)
+        if choice.backend == MLX:
+            from ..model import load
+            from ..serving.lockstep import Lockstep
+            from ..serving.worker import Worker
 
-        loaded = load(files, dtype=dtype)
-        tokenizer, vocab = loaded.tokenizer, loaded.spec.vocab
-        worker = Worker(
-            loaded,
-            max_rows=max_rows,
-            queue=queue,
-            prefix_cache_bytes=prefix_cache * 1_000_000,
-            deterministic=deterministic,
+            loaded = load(files, dtype=dtype, ranks=group)
+            tokenizer, vocab = loaded.tokenizer, loaded.spec.vocab
+            worker = Worker(
+                loaded,
+                max_rows=max_rows,
+                queue=queue,
+                prefix_cache_bytes=prefix_cache * 1_000_000,
+                deterministic=deterministic,
+                lockstep=None if group is None else Lockstep(group, loaded),
+            )
+        else:
+            from ..serving.single import SingleWorker
+
+            if deterministic:
+                raise BackendUnavailable(
+                    "--deterministic is MLX's: add --backend mlx, or leave it out"
+                )
+            running = open_model(files, choice.backend, dtype, device)
+            tokenizer, vocab = running.tokenizer(), running.vocab
+            worker = SingleWorker(running, tokenizer, queue=queue)
+        service = Service(
+            served_name(model),
+            worker,
+            tokenizer,
+            vocab,
+            settings,
+            aliases=frozenset({model}),
+            details={
+                "size_bytes": sum(path.stat().st_size for path in files.weights),
+                "model_type": files.config.get("model_type"),
+            },
         )
-    else:
-        from ..serving.single import SingleWorker
-
-        if deterministic:
-            raise BackendUnavailable("--deterministic is MLX's: add --backend mlx, or leave it out")
-        running = open_model(files, choice.backend, dtype, device)
-        tokenizer, vocab = running.tokenizer(), running.vocab
-        worker = SingleWorker(running, tokenizer, queue=queue)
-    service = Service(
-        served_name(model),
-        worker,
-        tokenizer,
-        vocab,
-        settings,
-        aliases=frozenset({model}),
-        details={
-            "size_bytes": sum(path.stat().st_size for path in files.weights),
-            "model_type": files.config.get("model_type"),
-        },
-    )
-    answer(service, bound)
+        if bound is None:  # the worker, which is MLX's, does what that of rank 0 does
+            worker.join()  # type: ignore[union-attr]
+        else:
+            answer(service, bound)
+        if group is not None and (dead := worker.status.dead):
+            raise RankLost(dead)

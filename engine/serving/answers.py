@@ -15,6 +15,7 @@ from ..errors import GenerationFailed
 from .requests import Done, Piece
 
 if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
     from starlette.requests import Request as HttpRequest
 
 # The index of a ticket among those of a request, and what happened to it.
@@ -87,7 +88,7 @@ async def whole(request: HttpRequest, tickets: Sequence[Any], watch: Any) -> lis
         cancel(tickets)
 
 
-async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, Any]) -> Any:
+async def unless_gone(request: HTTPConnection, work: Coroutine[Any, Any, Any]) -> Any:
     """What `work` returns; it is cancelled, and ClientGone raised, once the client has left."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
@@ -102,8 +103,9 @@ async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, Any]) -> A
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _disconnected(request: HttpRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnected(request: Any) -> None:
+    """Wait until the client of a request or a WebSocket has left."""
+    while not (await request.receive())["type"].endswith(".disconnect"):
         pass
 
 

@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import EngineError
-from . import anthropic, openai, page, shimmy, status
+from . import anthropic, openai, page, shimmy, status, tokens
 from .answers import ClientGone
-from .guard import BodyLimit, Hosts, Keys
+from .guard import ASKED, BodyLimit, Hosts, Keys, Origins
 from .problems import Problem, of_validation, problem_of, response
 from .service import Service
 from .watch import Watch
@@ -48,6 +48,7 @@ def application(service: Service) -> FastAPI:
         openai.routes(service),
         anthropic.routes(service),
         shimmy.routes(service),
+        tokens.routes(service),
         status.routes(service),
         page.routes(),
     ):
@@ -70,9 +71,18 @@ def _guards(service: Service) -> list[Middleware]:
                 allow_headers=["*"],
             )
         )
+    found.append(Middleware(Origins, origins=settings.origins))
     if settings.keys:
         found.append(Middleware(Keys, keys=settings.keys))
     return [*found, Middleware(BodyLimit, limit=settings.body_bytes)]
+
+
+# What begins an answer, and its status where it says none.
+_STARTS = {
+    "http.response.start": None,
+    "websocket.http.response.start": None,
+    "websocket.accept": 101,
+}
 
 
 class _Counted:
@@ -82,15 +92,16 @@ class _Counted:
         self.app, self._watch = app, watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ASKED:
             await self.app(scope, receive, send)
             return
 
         async def noted(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in _STARTS:
                 # The route's own path, so that names in addresses make no new series.
                 route = getattr(scope.get("route"), "path", "none")
-                self._watch.answers.labels(route, str(message["status"])).inc()
+                status = message.get("status", _STARTS[message["type"]])
+                self._watch.answers.labels(route, str(status)).inc()
             await send(message)
 
         await self.app(scope, receive, noted)

@@ -11,6 +11,8 @@ import hmac
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from starlette.websockets import WebSocket
+
 from .problems import Problem, response
 from .settings import LOCAL_NAMES
 
@@ -20,6 +22,18 @@ if TYPE_CHECKING:
 OPEN = frozenset({"/", "/health", "/ready"})  # nothing to keep from anyone
 
 
+ASKED = ("http", "websocket")
+
+
+async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request, or one for a WebSocket, with a problem."""
+    answer = response(scope["path"], problem)
+    if scope["type"] == "websocket":
+        await WebSocket(scope, receive, send).send_denial_response(answer)
+    else:
+        await answer(scope, receive, send)
+
+
 class Hosts:
     """Refuses requests whose Host header is not a name of this machine."""
 
@@ -27,11 +41,27 @@ class Hosts:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (host := _header(scope, b"host")) is not None:
+        if scope["type"] in ASKED and (host := _header(scope, b"host")) is not None:
             name = host.lower().rsplit(":", 1)[0] if not host.endswith("]") else host.lower()
             if name not in LOCAL_NAMES:
                 problem = Problem(403, f"this server is not {host[:100]!r}: ask 127.0.0.1")
-                await response(scope["path"], problem)(scope, receive, send)
+                await refuse(problem, scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class Origins:
+    """Refuses WebSockets of pages of other sites, which no browser asks about beforehand."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        self.app, self._origins = app, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and (origin := _header(scope, b"origin")) is not None:
+            own = origin.partition("://")[2] == _header(scope, b"host")
+            if not own and origin not in self._origins:
+                problem = Problem(403, f"pages of {origin[:100]!r} may not ask: --allow-origin")
+                await refuse(problem, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -44,13 +74,13 @@ class Keys:
         self._keys = tuple(key.encode() for key in keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN and not self._known(scope):
+        if scope["type"] in ASKED and scope["path"] not in OPEN and not self._known(scope):
             problem = Problem(
                 401,
                 "no API key, or one that is not known: send Authorization: Bearer KEY or x-api-key",
                 code="invalid_api_key",
             )
-            await response(scope["path"], problem)(scope, receive, send)
+            await refuse(problem, scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -70,7 +100,11 @@ class Keys:
 
 
 class BodyLimit:
-    """Refuses bodies of more than `limit` bytes, by their header or once they are that long."""
+    """Refuses bodies of more than `limit` bytes, by their header or once they are that long.
+
+    As many bytes again are read and dropped before: a client that still sends when its connection
+    is closed does not see the answer.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self._limit = app, limit
@@ -84,12 +118,12 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
             return
         read = 0
-        started = False
+        more = started = False
 
         async def counted() -> Message:
-            nonlocal read
+            nonlocal read, more
             message = await receive()
-            read += len(message.get("body", b""))
+            read, more = read + len(message.get("body", b"")), message.get("more_body", False)
             if read > self._limit:
                 raise _TooLarge
             return message
@@ -103,9 +137,13 @@ class BodyLimit:
             await self.app(scope, counted, noted)
         except _TooLarge:
             if not started:
-                await self._refuse(scope, receive, send)
+                await self._refuse(scope, receive, send, more)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, more: bool = True) -> None:
+        left = self._limit
+        while more and left > 0:
+            message = await receive()
+            left, more = left - len(message.get("body", b"")), message.get("more_body", False)
         problem = Problem(413, f"the body has more than {self._limit:,} bytes: send less")
         answer = response(scope["path"], problem)
         answer.headers["Connection"] = "close"  # what follows on it is the rest of that body

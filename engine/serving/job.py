@@ -32,6 +32,7 @@ class Job:
     request: Request
     ticket: Ticket
     max_tokens: int
+    number: int = 0  # of the requests that came before it
     known: list[int] = field(init=False)
     at: int = 0
     cache: list[Cache] = field(default_factory=list)  # while it is alone

@@ -148,6 +148,10 @@ async def _requests(
             f"{settings.choices}"
         )
     stop = stop_strings(body.stop, settings.stops)
+    if beyond := [token for token in body.stop_token_ids or () if token >= service.vocab]:
+        raise InvalidRequest(
+            f"stop_token_ids has {beyond[0]}: token ids here are below {service.vocab}"
+        )
     found = []
     for prompt in prompts:
         if not prompt:

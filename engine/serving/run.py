@@ -6,15 +6,16 @@ the process at once. Nothing on disk is half written then, for the server writes
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
-import sys
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
+from ..console import remark
 from ..errors import EngineError
 from .app import application
 from .service import Service
@@ -22,6 +23,7 @@ from .settings import Settings
 
 _BACKLOG = 1024  # connections that the system keeps until they are accepted
 _HEADER_BYTES = 64 << 10
+_LOOK = 0.05  # seconds between two looks at whether WebSockets have been answered
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -57,20 +59,24 @@ def url(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(service: Service, bound: socket.socket) -> None:
-    """Answer requests until a signal says stop, then finish what was accepted."""
-    config = uvicorn.Config(
+def config_of(service: Service) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
         application(service),
         lifespan="off",
         log_level="error",
         access_log=False,
         server_header=False,
-        ws="none",
+        ws_max_size=service.settings.body_bytes,
         timeout_keep_alive=75,
         h11_max_incomplete_event_size=_HEADER_BYTES,
     )
+
+
+def serve(service: Service, bound: socket.socket) -> None:
+    """Answer requests until a signal says stop, then finish what was accepted."""
     try:
-        _Server(config, service).run([bound])
+        _Server(config_of(service), service).run([bound])
     finally:
         service.worker.close()
 
@@ -87,11 +93,16 @@ class _Server(uvicorn.Server):
         if self.started and sockets:
             print(f"serving {self._service.name} at {url(sockets[0])}", flush=True)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        while self._service.conversations:
+            await asyncio.sleep(_LOOK)
+        await super().shutdown(sockets)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> Any:
         if self.should_exit:
-            sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(128 + sig)
         self.should_exit = self._service.closing = True
         name = signal.Signals(sig).name
-        print(f"{name}: finishing what runs; once more ends at once", file=sys.stderr, flush=True)
+        remark(f"{name}: finishing what runs; once more ends at once")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ class Service:
     aliases: frozenset[str] = frozenset()  # other names of the model
     details: Mapping[str, Any] = field(default_factory=dict)  # for those who list models
     closing: bool = False
+    conversations: int = 0  # on WebSockets, which uvicorn does not let finish
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.worker)
@@ -77,14 +79,24 @@ class Service:
 
         `more` are variables of the template. Raises InvalidPrompt, InvalidTemplate, InvalidRequest.
         """
+        text = await self.rendered(messages, tools=tools, more=more) + begun
+        return tuple(await asyncio.to_thread(self.tokenizer.encode, text, special=False))
+
+    async def rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        generation: bool = True,
+        more: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation; `generation` asks for the beginning of an answer."""
         if taken := sorted(_RESERVED & set(more or ())):
             raise InvalidRequest(f"chat_template_kwargs.{taken[0]} has a field of its own")
-
-        def ids() -> list[int]:
-            text = self._templates.render(messages, tools=tools, generation=True, **(more or {}))
-            return self.tokenizer.encode(text + begun, special=False)
-
-        return tuple(await asyncio.to_thread(ids))
+        render = self._templates.render
+        return await asyncio.to_thread(
+            render, messages, tools=tools, generation=generation, **(more or {})
+        )
 
     async def grammar(self, kind: str, source: Any) -> Any:
         """A compiled constraint: `kind` is "json_schema" or "regex". Raises InvalidRequest."""
@@ -92,6 +104,15 @@ class Service:
 
         build = getattr(Constraint, kind)
         return await asyncio.to_thread(build, source, self.tokenizer, self.vocab)
+
+    @contextmanager
+    def conversation(self) -> Iterator[None]:
+        """Count a WebSocket while it is answered."""
+        self.conversations += 1
+        try:
+            yield
+        finally:
+            self.conversations -= 1
 
     def submit(self, requests: Sequence[Request]) -> list[Any]:
         """Tickets for all requests or, where the queue has no room for all, for none."""

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..errors import QueueFull, ShuttingDown
+from ..errors import QueueFull, ShuttingDown, one_line
 from ..generate import check_prompt
 from .requests import Done, Piece, Request, WorkerStatus
+from .tally import Tally
 from .ticket import Ticket
 
 if TYPE_CHECKING:
     from ..backend import Running
     from ..tokenizer import Tokenizer
-
-_RECENT = 5.0  # seconds that tokens per second are taken over
 
 
 class SingleWorker:
@@ -33,8 +32,7 @@ class SingleWorker:
         self._changed = threading.Condition()
         self._closing = self._abandoned = False
         self._current: Ticket | None = None
-        self._counts: Counter[str] = Counter()
-        self._made: deque[float] = deque()  # when tokens were
+        self._counts = Tally()
         self._seconds = 1.0  # a request took, lately
         self._thread = threading.Thread(target=self._run, name="single", daemon=True)
         self._thread.start()
@@ -59,26 +57,17 @@ class SingleWorker:
     @property
     def status(self) -> WorkerStatus:
         """As `Worker.status`."""
-        now, counts = time.monotonic(), self._counts
         return WorkerStatus(
             waiting=len(self._waiting),
             running=int(self._current is not None),
             rows=1,
             queue=self._queue,
-            tokens_per_second=sum(when > now - _RECENT for when in list(self._made)) / _RECENT,
             cache_bytes=0,
             row_bytes=0,
             peak_memory=self._running.peak_memory(),
-            requests=counts["requests"],
-            prompt_tokens=counts["prompt_tokens"],
-            cached_tokens=0,
-            generated_tokens=counts["generated_tokens"],
-            cache_hits=0,
-            cache_misses=counts["cache_misses"],
-            cancelled=counts["cancelled"],
-            failed=counts["error"],
             closing=self._closing,
             dead=None,
+            **self._counts.figures(),  # type: ignore[arg-type]
         )
 
     def close(self, *, finish: bool = True, seconds: float | None = None) -> None:
@@ -124,7 +113,8 @@ class SingleWorker:
                 logprobs=request.logprobs,
             ):
                 made += 1
-                self._count()
+                self._counts["generated_tokens"] += 1
+                self._counts.made(1)
                 ticket.put(Piece(answer.push(step.token), step.token, step.logprob, step.best))
                 if self._abandoned or ticket.cancelled:
                     return Done("cancelled", "", prompt, 0, made)
@@ -135,12 +125,4 @@ class SingleWorker:
                 reason = "stop"
             return Done(reason, text, prompt, 0, made, by)
         except Exception as cause:
-            line = " ".join(str(cause).split()) or type(cause).__name__
-            return Done("error", "", prompt, 0, made, error=line)
-
-    def _count(self) -> None:
-        now = time.monotonic()
-        self._counts["generated_tokens"] += 1
-        self._made.append(now)
-        while self._made[0] < now - _RECENT:
-            self._made.popleft()
+            return Done("error", "", prompt, 0, made, error=one_line(cause))

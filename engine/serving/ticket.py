@@ -12,8 +12,38 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from weakref import WeakValueDictionary
 
 from .requests import Done, Piece
+
+
+class Bell:
+    """Wakes an event loop, once for all that happened since it last looked.
+
+    A turn of the worker tells every row something: the first of them wakes the loop, and the others
+    find it awake.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: deque[Callable[[], object]] = deque()
+        self._rung = False
+
+    def ring(self, wake: Callable[[], object]) -> None:
+        """Have the loop call `wake`; for any thread. Raises RuntimeError where it is closed."""
+        self._due.append(wake)  # before the bell is looked at: see `_answer`
+        if not self._rung:
+            self._rung = True
+            self._loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._rung = False  # what is due from here on rings again, or is found below
+        while self._due:
+            self._due.popleft()()
+
+
+# Of each event loop, while there is a ticket that waits in it.
+_BELLS: WeakValueDictionary[asyncio.AbstractEventLoop, Bell] = WeakValueDictionary()
 
 
 class Ticket:
@@ -54,8 +84,9 @@ class Ticket:
     async def aevents(self) -> AsyncIterator[Piece | Done]:
         """The same for an event loop, which is never blocked."""
         ready, loop = asyncio.Event(), asyncio.get_running_loop()
+        bell = _BELLS.setdefault(loop, Bell(loop))
         with self._changed:
-            self._wake = partial(loop.call_soon_threadsafe, ready.set)
+            self._wake = partial(bell.ring, ready.set)
         while True:
             ready.clear()
             while self._events:

@@ -11,23 +11,27 @@ and text. Nothing here knows HTTP.
 from __future__ import annotations
 
 import atexit
+import secrets
 import threading
 import time
-from collections import Counter, deque
+import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..errors import InvalidRequest, QueueFull, ShuttingDown
+from ..errors import InvalidRequest, QueueFull, RankLost, ShuttingDown, one_line
 from ..generate import check_prompt
 from ..runtime import peak_memory
 from .job import Job
+from .lockstep import IDLE, Lockstep, News, seeded
 from .prefill import Prefill
 from .prefixes import Prefixes
 from .requests import Done, Piece, Request, WorkerStatus
 from .rows import Rows
+from .tally import Tally
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -38,7 +42,6 @@ __all__ = ["Done", "Piece", "Request", "Ticket", "Worker", "WorkerStatus"]
 CHUNK = 512  # tokens of a prompt that the rows wait for between two steps
 _FAILURES = 3  # of MLX, one after the other: it will not come back
 _TIDY = 256  # turns between two times that MLX gives back memory nobody uses
-_RECENT = 5.0  # seconds that tokens per second are taken over
 _LONGEST_WAIT = 600.0  # seconds; further no estimate reaches
 
 
@@ -47,6 +50,7 @@ class Worker:
 
     At most `max_rows` run at once and `queue` wait. `deterministic`: a request's tokens and
     log-probabilities have the same bits whatever runs beside it; see docs/SERVER.md for the price.
+    `lockstep` is for a model over several ranks: only rank 0's takes requests.
     `max_prompt_tokens` and `max_tokens` are the most that a request may have and ask for. The model
     must have been loaded by the thread that makes the worker.
     """
@@ -62,13 +66,15 @@ class Worker:
         deterministic: bool = False,
         max_prompt_tokens: int | None = None,
         max_tokens: int | None = None,
+        lockstep: Lockstep | None = None,
     ) -> None:
         self._spec, self._tokenizer = model.spec, model.tokenizer
         self._max_rows, self._queue, self._chunk = max_rows, queue, prefill_chunk
         self._max_prompt_tokens, self._max_tokens = max_prompt_tokens, max_tokens
         mx.eval(model.decoder.parameters())  # no other thread can evaluate what this one made
         step = prefill_chunk if deterministic else 1
-        self._prefixes = Prefixes(model.spec, prefix_cache_bytes, step)
+        room = prefix_cache_bytes if lockstep is None or lockstep.same_caches else 0
+        self._prefixes = Prefixes(model.spec, room, step)
         self._prefill = Prefill(model.decoder, self._prefixes, prefill_chunk, deterministic)
         self._rows = Rows(model.decoder, self._prefixes, max_rows if deterministic else None)
         self._filling: deque[Job] = deque()
@@ -78,9 +84,15 @@ class Worker:
         self._living: set[Job] = set()  # taken and not done
         self._closing = self._abandoned = False
         self._dead: str | None = None
+        self._taken = 0  # requests so far
 
-        self._counts: Counter[str] = Counter()
-        self._recent: deque[tuple[float, int]] = deque()  # when, tokens made
+        self._lockstep = lockstep
+        self._told = 0  # of them, those that the other ranks know
+        self._open = 0  # of those that wait, the first so many may come in this turn
+        self._gone: set[Job] = set()  # whose clients had left before this turn
+        self._check = 0
+
+        self._counts = Tally()
         self._turn_seconds = 0.0
         self._failures = self._turns = 0
         self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
@@ -95,6 +107,8 @@ class Worker:
         Raises InvalidPrompt and InvalidRequest for what cannot be, QueueFull, and ShuttingDown.
         """
         most = self._most_tokens(request)
+        if self._lockstep is not None:
+            request = seeded(request, secrets.randbits(32))
         ticket = Ticket(self._wake)
         with self._changed:
             if self._dead is not None:
@@ -106,37 +120,31 @@ class Worker:
                 raise QueueFull(
                     f"{self._queue} requests are waiting: try again in {seconds:.0f} s", seconds
                 )
-            job = Job(request, ticket, most)
-            self._waiting.append(job)
-            self._living.add(job)
-            self._counts["requests"] += 1
+            self._take(request, ticket, most)
             self._changed.notify_all()
         return ticket
+
+    def _take(self, request: Request, ticket: Ticket, most: int) -> None:
+        job = Job(request, ticket, most, self._taken)
+        self._taken += 1
+        self._waiting.append(job)
+        self._living.add(job)
+        self._counts["requests"] += 1
 
     @property
     def status(self) -> WorkerStatus:
         """How it is now."""
-        now, counts = time.monotonic(), self._counts
-        tokens = sum(made for when, made in list(self._recent) if when > now - _RECENT)
         return WorkerStatus(
             waiting=len(self._waiting),
             running=len(self._rows.jobs) + len(self._filling),
             rows=self._max_rows,
             queue=self._queue,
-            tokens_per_second=tokens / _RECENT,
             cache_bytes=self._prefixes.nbytes,
             row_bytes=self._rows.nbytes,
             peak_memory=peak_memory(),
-            requests=counts["requests"],
-            prompt_tokens=counts["prompt_tokens"],
-            cached_tokens=counts["cached_tokens"],
-            generated_tokens=counts["generated_tokens"],
-            cache_hits=counts["cache_hits"],
-            cache_misses=counts["cache_misses"],
-            cancelled=counts["cancelled"],
-            failed=counts["error"],
             closing=self._closing,
             dead=self._dead,
+            **self._counts.figures(),  # type: ignore[arg-type]
         )
 
     def close(self, *, finish: bool = True, seconds: float | None = None) -> None:
@@ -152,6 +160,10 @@ class Worker:
         self._abandoned = True
         self._thread.join()
         atexit.unregister(self.close)
+
+    def join(self) -> None:
+        """Wait until the thread has ended, whoever ends it."""
+        self._thread.join()
 
     def __enter__(self) -> Worker:
         return self
@@ -197,7 +209,8 @@ class Worker:
             while self._has_work():
                 self._turn()
         except Exception as cause:
-            self._die(" ".join(str(cause).split()) or type(cause).__name__)
+            said = self._lockstep and self._lockstep.lost(cause)
+            self._die(one_line(said or cause))
         finally:
             # A thread that ends with streams of its own can take the process with it at exit.
             self._prefixes.clear()
@@ -208,9 +221,40 @@ class Worker:
         """Wait for something to do; False once it is closed and done."""
         if not self._living:
             mx.clear_cache()
+        while True:
+            over = self._follow() if self._lockstep and not self._lockstep.leads else self._lead()
+            if over or self._living:
+                return not over
+
+    def _lead(self) -> bool:
+        """Note what came in and who left, and tell it to the other ranks; whether it is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._living or self._closing)
-            return bool(self._living)
+            pause = None if self._lockstep is None else IDLE
+            self._changed.wait_for(lambda: self._living or self._closing, pause)
+            self._gone = {job for job in self._living if self._abandoned or job.ticket.cancelled}
+            self._open, over = len(self._waiting), self._closing and not self._living
+            new = [job.request for job in self._waiting if job.number >= self._told]
+            self._told = self._taken
+        if self._lockstep is not None:
+            gone = [job.number for job in self._gone]
+            self._lockstep.tell(News(new, gone, over, self._check))
+        return over
+
+    def _follow(self) -> bool:
+        """Do what rank 0 tells; whether it is over."""
+        assert self._lockstep is not None
+        news = self._lockstep.hear(bool(self._living))
+        if news.check != self._check:
+            raise RankLost(
+                "this rank has made other tokens than rank 0: are their machines, files and "
+                "versions the same?"
+            )
+        with self._changed:
+            for request in news.new:
+                self._take(request, Ticket(lambda: None), self._most_tokens(request))
+            self._gone = {job for job in self._living if job.number in news.gone}
+            self._open = len(self._waiting)
+        return news.over
 
     def _turn(self) -> None:
         """One chunk of prompts, and one step of the rows."""
@@ -220,11 +264,8 @@ class Worker:
         self._step(self._feed())
         if self._failures >= _FAILURES:
             raise RuntimeError(f"MLX failed {_FAILURES} times without a success in between")
-        now = time.monotonic()
-        self._turn_seconds += 0.1 * (now - begin - self._turn_seconds)
-        self._recent.append((now, self._counts["generated_tokens"] - made))
-        while self._recent[0][0] < now - _RECENT:
-            self._recent.popleft()
+        self._turn_seconds += 0.1 * (time.monotonic() - begin - self._turn_seconds)
+        self._counts.made(self._counts["generated_tokens"] - made)
         self._turns += 1
         if self._turns % _TIDY == 0:
             mx.clear_cache()
@@ -233,12 +274,13 @@ class Worker:
         """Free what nobody waits for."""
 
         def gone(jobs: Iterable[Job]) -> list[Job]:
-            return [job for job in jobs if self._abandoned or job.ticket.cancelled]
+            return [job for job in jobs if job in self._gone]
 
         with self._changed:
             waiting = gone(self._waiting)
             for job in waiting:
                 self._waiting.remove(job)
+            self._open -= len(waiting)
         filling, rows = gone(self._filling), gone(self._rows.jobs)
         for job in filling:
             self._filling.remove(job)
@@ -251,9 +293,10 @@ class Worker:
         """Let those in that have waited longest, while there are rows for them."""
         while len(self._filling) + len(self._rows.jobs) < self._max_rows:
             with self._changed:
-                if not self._waiting:
+                if not self._open:
                     return
                 job = self._waiting.popleft()
+                self._open -= 1
             try:
                 job.begin(self._tokenizer, self._spec.vocab)
             except Exception as cause:
@@ -297,6 +340,8 @@ class Worker:
             left = self._rows.step()
         if left is jobs:
             self._rows.clear()
+        if self._lockstep is not None:
+            self._check = zlib.crc32(repr([job.known[-1] for job in jobs]).encode(), self._check)
         self._counts["generated_tokens"] += sum(job.made for job in jobs) - made
         for job in left:
             if job.done:
@@ -315,6 +360,8 @@ class Worker:
             for job in jobs:
                 job.fail(f"the model could not be run: {cause}")
             self._prefixes.clear()
+            if self._lockstep is not None:  # the other ranks may be anywhere
+                raise
         else:
             self._failures = 0
 
@@ -338,3 +385,5 @@ class Worker:
         for job in list(self._living):
             job.fail(f"the worker has ended: {reason}")
             self._settle(job)
+        if self._lockstep is not None:
+            self._lockstep.ended()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import TokenizerMismatch
+from ..errors import TokenizerMismatch, one_line
 from ..files import ModelFiles
 from .building import added_token
 from .fast import read_fast
@@ -48,7 +48,7 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
         raise
     except Exception as cause:  # the library raises bare Exceptions
         raise TokenizerMismatch(
-            f"{path} is not a readable tokenizer ({_line(cause)}): fetch it again"
+            f"{path} is not a readable tokenizer ({one_line(cause)}): fetch it again"
         ) from None
     backend.no_truncation()
     backend.no_padding()
@@ -125,7 +125,3 @@ def _cleans_up(backend: Any, settings: Settings) -> bool:
     asked = bool(settings.stated.get("clean_up_tokenization_spaces"))
     bpe = type(backend.model).__name__ == "BPE"
     return asked and (not bpe or bool(settings.stated.get(_CLEAN_BPE)))
-
-
-def _line(cause: BaseException) -> str:
-    return " ".join(str(cause).split())[:200]

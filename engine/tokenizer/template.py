@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidPrompt, InvalidTemplate
+from ..errors import InvalidPrompt, InvalidTemplate, one_line
 from .settings import DEFAULT
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ class Templates:
             return sandbox.rendered(self.sources[name], variables)
         except Refusal as refusal:
             raise InvalidPrompt(
-                f"the chat template of {self._where} refuses the conversation: {_line(refusal)}"
+                f"the chat template of {self._where} refuses the conversation: {one_line(refusal)}"
             ) from None
         except Exception as cause:  # templates are programs, and raise what programs raise
             kind = type(cause).__name__
             line = getattr(cause, "lineno", None)
             place = f"{name!r}, line {line}" if line else repr(name)
             raise InvalidTemplate(
-                f"the chat template {place} of {self._where} fails ({kind}: {_line(cause)}): "
+                f"the chat template {place} of {self._where} fails ({kind}: {one_line(cause)}): "
                 "correct it, or leave out of the conversation what it does not know"
             ) from None
 
@@ -134,7 +134,3 @@ def _conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
             message = {"thinking": thought, **message, "reasoning_content": thought}
         found.append(message)
     return found
-
-
-def _line(cause: BaseException) -> str:
-    return " ".join(str(cause).split())[:200]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import InvalidPrompt, TokenizerMismatch
+from ..errors import InvalidPrompt, TokenizerMismatch, one_line
 from .cleanup import cleaned
 from .stream import StreamDecoder
 from .template import Templates
@@ -114,10 +114,6 @@ class Tokenizer:
                     " it is no Unicode text; decode its source with errors='replace'"
                 ) from None
             raise TokenizerMismatch(
-                f"the tokenizer cannot encode {text[:40]!r} ({_line(cause)}): change the prompt, "
-                "or give it as token ids"
+                f"the tokenizer cannot encode {text[:40]!r} ({one_line(cause)}): change the "
+                "prompt, or give it as token ids"
             ) from None
-
-
-def _line(cause: BaseException) -> str:
-    return " ".join(str(cause).split())[:200]

@@ -9,16 +9,22 @@ no family and reads no values, one tied head apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import CorruptWeights
 from ..names import Name
+from ..sharding import Slice
 from ..spec import DecoderSpec
 from .mxfp4 import unpacked
+
+if TYPE_CHECKING:
+    from ..sharding import Part
+    from .parts import Parts
 
 # Buffers that real checkpoints carry and no model has as parameters: rotary tables, causal masks.
 _BUFFER = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(bias|masked_bias)$")
@@ -43,9 +49,13 @@ class _Source:
 
 
 def arrange(
-    tensors: Mapping[str, mx.array], spec: DecoderSpec, shapes: Shapes, where: str
+    tensors: Mapping[str, mx.array],
+    spec: DecoderSpec,
+    shapes: Shapes,
+    where: str,
+    parts: Parts | None = None,
 ) -> dict[str, mx.array]:
-    """Engine parameters from checkpoint tensors; they stay unread.
+    """Engine parameters from checkpoint tensors; they stay unread, but for the `parts` of a rank.
 
     `shapes` are the engine's own parameters, `where` is the file or folder named in errors. Raises
     CorruptWeights when a tensor is missing, left over, or of the wrong shape.
@@ -76,7 +86,13 @@ def arrange(
         )
     parameters: dict[str, mx.array] = {}
     for source in sources:
-        parameters.update(_split([tensors[name] for name in source.tensors], source, shapes))
+        arrays = [tensors.pop(name) for name in source.tensors]
+        if parts is None:
+            parameters.update(_split(arrays, source, shapes))
+        else:
+            made = dict(_part(arrays, source, shapes, parts))
+            mx.eval(made)  # one by one: what it was made of is not kept
+            parameters.update(made)
     return parameters
 
 
@@ -190,6 +206,59 @@ def _without_tied_head(
             "true: set it to false in config.json, or take the tensor out"
         )
     return rest
+
+
+def _part(
+    arrays: list[mx.array], source: _Source, shapes: Shapes, parts: Parts
+) -> Iterator[tuple[str, mx.array]]:
+    """A rank's parts of the targets, of which nothing else is read."""
+    cuts = [parts.of(path) for path in source.targets]
+    axes = [_rows_axis(path, shapes[path]) - len(shapes[path]) for path in source.targets]
+    slices = [cut for cut in cuts if isinstance(cut, Slice)]
+    if not slices:
+        whole = dict(_split(arrays, source, shapes))
+        for (path, array), cut in zip(whole.items(), cuts, strict=True):
+            yield path, array if cut is None else cut.of(array)
+        return
+    axis, ranges = slices[0].axis, [(slices[0].start, slices[0].stop)]
+    if source.stacked and axis == -len(shapes[source.targets[0]]):
+        yield from _split(arrays[slice(*ranges[0])], source, shapes)
+        return
+    if axis == axes[0]:
+        ranges, groups = _row_ranges(source, cuts, [shapes[p][axis] for p in source.targets])
+        source = replace(source, groups=groups)
+    if source.transpose:
+        axis = -3 - axis  # the last two change places
+    own = dict(shapes)
+    for path, cut in zip(source.targets, cuts, strict=True):
+        if isinstance(cut, Slice):
+            shape = list(shapes[path])
+            shape[cut.axis] = cut.stop - cut.start
+            own[path] = tuple(shape)
+    yield from _split([parts.read(array, axis, ranges) for array in arrays], source, own)
+
+
+def _row_ranges(
+    source: _Source, cuts: Sequence[Part | None], sizes: Sequence[int]
+) -> tuple[list[tuple[int, int]], int]:
+    """From where to where the rows of some targets' parts stand in their source, and in how many
+    groups."""
+    ranges: list[tuple[int, int]] = []
+    groups, at = set(), 0
+    for group in range(source.groups):
+        for cut, size in zip(cuts, sizes, strict=True):
+            width, first, last = size // source.groups, 0, size
+            if isinstance(cut, Slice):
+                first, last = cut.start, cut.stop
+            first, last = (min(max(n - group * width, 0), width) for n in (first, last))
+            if first < last:
+                groups.add(group)
+                if ranges and ranges[-1][1] == at + first:
+                    ranges[-1] = ranges[-1][0], at + last
+                else:
+                    ranges.append((at + first, at + last))
+            at += width
+    return ranges, len(groups)
 
 
 def _split(

@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 import mlx.core as mx
 import numpy as np
 
-from ..errors import CorruptWeights, InvalidConfig, UnsupportedFormat
+from ..errors import CorruptWeights, InvalidConfig, UnsupportedFormat, one_line
 
 CONFIG_KEY = "__config__"
 
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, mx.array]:
     try:
         tensors = cast(dict[str, mx.array], mx.load(str(path)))
     except (RuntimeError, ValueError) as cause:
-        raise CorruptWeights(f"MLX cannot read {path} ({' '.join(str(cause).split())})") from None
+        raise CorruptWeights(f"MLX cannot read {path} ({one_line(cause)})") from None
     tensors.pop(CONFIG_KEY, None)
     return tensors
 
@@ -185,5 +185,6 @@ def _header(file: IO[bytes]) -> tuple[Any, tuple[int, ...]]:
 
 
 def _corrupt(path: Path, cause: BaseException) -> CorruptWeights:
-    what = " ".join(str(cause).split()) or type(cause).__name__
-    return CorruptWeights(f"{path} is truncated or corrupt: {what}; fetch or convert it again")
+    return CorruptWeights(
+        f"{path} is truncated or corrupt: {one_line(cause)}; fetch or convert it again"
+    )

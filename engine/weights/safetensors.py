@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from ..errors import CorruptWeights, UnsupportedFormat
+from ..errors import CorruptWeights, UnsupportedFormat, one_line
 
 # Bytes per element of the dtypes MLX reads as what they are; F8 it reads as bytes, F64 not.
 _DTYPES = (
@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, mx.array]:
     try:
         return cast(dict[str, mx.array], mx.load(str(path)))
     except (RuntimeError, ValueError) as cause:
-        raise CorruptWeights(f"MLX cannot read {path} ({' '.join(str(cause).split())})") from None
+        raise CorruptWeights(f"MLX cannot read {path} ({one_line(cause)})") from None
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -51,6 +51,17 @@ def floating(path: Path) -> set[str]:
     return {_FLOATING[dtype] for dtype in dtypes & _FLOATING.keys()}
 
 
+def places(path: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Name -> the byte that a tensor begins at, and its shape; the header alone is read."""
+    header, size = _header(path)
+    begin = path.stat().st_size - size
+    return {
+        name: (begin + entry["data_offsets"][0], tuple(entry["shape"]))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
 def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any] | None) -> None:
     """Write all tensors to one file. `config` has no place in this format."""
     for name, array in tensors.items():
@@ -59,8 +70,10 @@ def write(path: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any]
                 f"tensor {name!r} is float64, which MLX does not write to safetensors: cast it to "
                 "float32, or write .npz"
             )
-    # transformers asks for a format of which it knows that the names are PyTorch's.
-    mx.save_safetensors(str(path), dict(tensors), {"format": "pt"})
+    # To a file of Python's, whose errors say what the system said. transformers asks for a format
+    # of which it knows that the names are PyTorch's.
+    with path.open("wb") as file:
+        mx.save_safetensors(file, dict(tensors), {"format": "pt"})
 
 
 def _check(path: Path) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import EngineError
+from engine.errors import EngineError, one_line
 
 from .. import environment
-from ..backends._transformers import one_line
 from ..environment import version
 from ..errors import BadOption, ReferenceUnavailable
 from ..executors import Bounds, Executor, Task

@@ -13,7 +13,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..backends._transformers import import_torch, one_line
+from engine.errors import one_line
+
+from ..backends._transformers import import_torch
 from .recipes import recipe_of
 from .variants import FLIPPED, PLAIN, VARIANTS, Variant
 

@@ -37,6 +37,7 @@ class Request:
 
     `argument` is what follows the colon of the backend's name; `allow` names what is otherwise
     refused: "remote-code" (of the model's folder), "pickle" (weights that run code when read).
+    `ranks` is how many processes the engine runs in.
     Raises BackendUnavailable for a dtype that nothing is judged at.
     """
 
@@ -45,6 +46,7 @@ class Request:
     device: str | None = None
     argument: str = ""
     allow: Collection[str] = ()
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         if self.dtype not in FLOOR:

@@ -57,11 +57,12 @@ class Gathered:
     def tell(self, observe: Observe | None, logits: mx.array) -> np.ndarray:
         """Evaluate everything at once, tell `observe`, return the logits (T, V)."""
         mx.eval(logits, *self.seen.values())
+        found = to_numpy(logits)[0]
         if observe is not None:
             for site, value in self.seen.items():
                 observe(site, rows(to_numpy(value), self._length))
-            observe(LOGITS, to_numpy(logits)[0])
-        return to_numpy(logits)[0]
+            observe(LOGITS, found)
+        return found
 
 
 def _unrows(fed: mx.array, like: mx.array, length: int) -> mx.array:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import UnsupportedArchitecture
+from engine.errors import UnsupportedArchitecture, one_line
 from engine.files import ModelFiles
 
 from ..errors import ReferenceUnavailable
@@ -23,7 +23,6 @@ from ._transformers import (
     decoder_layers,
     import_torch,
     last_norm,
-    one_line,
     size_of,
     threads_for,
     unpack_mxfp4,
@@ -65,10 +64,10 @@ class StreamedTorch:
         return StreamedTorch(self._files, self.dtype, lifts=self)
 
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
-        from .torch import token_facts
+        from .torch import load_tokenizer, token_facts
 
         rows = self._shards.shapes[self._tables[EMBEDDING][0]][0]
-        return token_facts(self._files, texts, rows)
+        return token_facts(load_tokenizer(self._files), self._files, texts, rows)
 
     def checkpoint(self) -> None:
         """Its parameters are those of the file."""

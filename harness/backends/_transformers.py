@@ -12,22 +12,15 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
+from engine.errors import one_line
 from engine.files import PICKLES, ModelFiles
+from engine.torch_backend import PACKED, to_torch
 from engine.weights.plain import as_original, plain_weights
 
 from ..errors import ReferenceUnavailable
 from ._lift import lifted
 
-# What mlx-lm writes into config.json of packed matrices; transformers is given them unpacked.
-PACKED = ("quantization", "quantization_config")
 SMALL = 20_000_000  # parameters; below, starting threads costs more than they save
-
-
-def one_line(error: BaseException) -> str:
-    """An error of somebody else's on one line, short enough to read."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def import_torch() -> tuple[Any, Any]:
@@ -112,7 +105,7 @@ def _state(torch: Any, files: ModelFiles, dtype: str, allow: Collection[str]) ->
 
         return {k: v for shard in files.weights for k, v in load_file(shard).items()}
     plain = plain_weights(files, dtype)
-    return {name: _to_torch(torch, array) for name, array in plain.items()}
+    return {name: to_torch(torch, array) for name, array in plain.items()}
 
 
 def unpack_mxfp4(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,15 +119,6 @@ def unpack_mxfp4(state: Mapping[str, Any]) -> dict[str, Any]:
             blocks, scales = found.pop(name), found.pop(f"{base}_scales")
             found[base] = convert_moe_packed_tensors(blocks, scales)
     return found
-
-
-def _to_torch(torch: Any, array: Any) -> Any:
-    """An mlx array as a torch tensor, bit for bit."""
-    import mlx.core as mx
-
-    if array.dtype == mx.bfloat16:
-        return torch.from_numpy(np.array(array.view(mx.uint16))).view(torch.bfloat16)
-    return torch.from_numpy(np.array(array))
 
 
 def configuration(transformers: Any, files: ModelFiles) -> Any:

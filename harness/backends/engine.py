@@ -15,22 +15,27 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
 
+from engine import kv
 from engine.architectures import supported
 from engine.cache import Cache, make_cache
 from engine.decoder import Decoder
 from engine.files import ModelFiles
 from engine.generate import generate
-from engine.kv import packing_of
 from engine.layers import feeding
+from engine.layers.packed import pack
+from engine.layers.ranked import unshared, whole_tap
+from engine.model import DTYPES
 from engine.model import load as load_model
+from engine.ranks import Ranks
 from engine.runtime import use_device
 from engine.weights.arrange import arrange
 
 from ..errors import BadOption
 from ..tokenizers.sides import Side, engine_side
 from ..types import CONTEXT, KEY, LOGITS, QUERY, Site, TokenFacts
-from . import Observe, Request
+from . import Backend, Observe, Request
 from ._code import code_of
 from ._kept import Kept, Watched
 from ._mlx import (
@@ -39,6 +44,7 @@ from ._mlx import (
     columns_of,
     in_chunks,
     left_padded,
+    packing_of,
     to_numpy,
     unpadded,
     weights_of,
@@ -47,8 +53,14 @@ from ._mlx import (
 from ._mlx_streamed import StreamedMLX
 
 
-def load(request: Request) -> EngineBackend:
+def load(request: Request) -> Backend:
     wishes = _wishes(request.argument)
+    if request.ranks > 1:
+        if wishes.keys() - {"steps"}:
+            raise BadOption(f"engine:{request.argument}: packed caches are judged on one rank")
+        from ._ranked import RankedEngine
+
+        return RankedEngine(request)
     device = use_device(request.device)
     return EngineBackend(request.files, request.dtype, device, **wishes)
 
@@ -83,7 +95,7 @@ def families() -> frozenset[str]:
 
 
 class EngineBackend:
-    """`engine.load(model)` at one dtype."""
+    """`engine.load(model)` at one dtype; one of several `ranks` shows what is whole."""
 
     name = "engine"
     sums = "mlx"
@@ -94,13 +106,14 @@ class EngineBackend:
         files: ModelFiles,
         dtype: str,
         device: str,
+        ranks: Ranks | None = None,
         steps: bool = False,
         kv_bits: int | None = None,
         kv_group_size: int | None = None,
     ) -> None:
-        self.dtype, self.device, self._steps = dtype, device, steps
-        self.model = load_model(files, dtype=dtype)
-        self.packing = packing_of(self.model.spec, kv_bits, kv_group_size)
+        self.dtype, self.device, self._ranks, self._steps = dtype, device, ranks, steps
+        self.model = load_model(files, dtype=dtype, ranks=ranks)
+        self.packing = kv.packing_of(self.model.spec, kv_bits, kv_group_size)
         self._fused = [name for name in self.model.spec.names if len(name.targets) > 1]
         self._sources = {
             target: name.source
@@ -194,6 +207,9 @@ class EngineBackend:
             return self._see_inside(gathered, block, part, value, parts)
 
         watching = feeding(tap) if gathered.feeds else tap
+        share, ranks = self.model.share, self._ranks
+        if share is not None and ranks is not None:
+            watching = whole_tap(watching, share, ranks, inside)
         return self.model.decoder(ids, cache, length=length, tap=watching)
 
     def packed(self, tokens: Sequence[int]) -> tuple[np.ndarray, list[Kept]]:
@@ -218,9 +234,26 @@ class EngineBackend:
         return list(generate(self.model.decoder, prompt, count))
 
     def weights(self) -> Mapping[str, Any]:
-        plain, found = self._plain, weights_of(self.model.decoder, self.dtype)
+        plain, found = self._plain, weights_of(self._whole_decoder(), self.dtype)
         # Matrices of experts are parameters where they are plain, modules where they are packed.
         return {k if k in plain else k.removesuffix(".weight"): v for k, v in found.items()}
+
+    def _whole_decoder(self) -> Decoder:
+        """The decoder, or one that has what all ranks hold."""
+        model, ranks = self.model, self._ranks
+        if ranks is None or model.share is None:
+            return model.decoder
+        modules = {unshared(path): m for path, m in model.decoder.named_modules()}
+        packed = {path: how for path, module in modules.items() if (how := packing_of(module))}
+        whole, found = Decoder(model.spec), {}
+        pack(whole, packed, DTYPES[self.dtype])
+        held: dict[str, mx.array] = dict(tree_flatten(model.decoder.parameters()))
+        for path, array in held.items():
+            path = unshared(path)
+            part = model.share.parameters.get(path)
+            found[path] = array if part is None else ranks.total(part.addend(array))
+        whole.update(tree_unflatten(list(found.items())))
+        return whole
 
     def checkpoint(self) -> None:
         return None
@@ -293,7 +326,7 @@ class EngineBackend:
         for name in self._fused:
             if pattern in name.targets:
                 parts[pattern] = value
-                columns = columns_of(name.at(block), self.model.decoder.shapes())
+                columns = columns_of(name.at(block), self._plain)
                 site = _module_site(name.source, block)
                 if all(target in parts for target in name.targets):
                     joined = mx.concatenate([parts[t] for t in name.targets], axis=-1)

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from engine.errors import CorruptWeights, InvalidConfig, UnsupportedArchitecture
+from engine.errors import CorruptWeights, InvalidConfig, UnsupportedArchitecture, one_line
 from engine.files import ModelFiles, read_json
 from engine.model import DTYPES
 from engine.runtime import use_device
@@ -38,7 +38,6 @@ from ._mlx import (
 )
 from ._mlx_streamed import StreamedMLX
 from ._recording import recorded
-from ._transformers import one_line
 
 TABLES = (nn.Embedding, nn.QuantizedEmbedding)
 

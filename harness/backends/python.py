@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.errors import one_line
+
 from ..errors import BadCandidate
 from ..types import LOGITS, Site, TokenFacts
 from . import Observe, Request, rows, unrows
 from ._code import code_of
-from ._transformers import one_line
 
 _BLOCK = re.compile(r"^(?P<block>.*?\.(?P<index>\d+))(?:\.(?P<part>.+))?$")
 

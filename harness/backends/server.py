@@ -19,11 +19,12 @@ from decimal import Decimal
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from engine.errors import one_line
+
 from ..errors import BadCandidate, BadOption
 from ..probes import TEXT
 from ..tokenizers.sides import Side, server_side
 from . import Request
-from ._transformers import one_line
 
 SECONDS = 60.0  # one whole answer may take; the variable overrides it
 SECONDS_VARIABLE = "MLX_PARITY_SERVER_SECONDS"

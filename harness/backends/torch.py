@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.errors import BackendUnavailable
+from engine.errors import BackendUnavailable, one_line
 
 from ..errors import ReferenceUnavailable
 from ..tokenizers.sides import Side, transformers_side
 from ..types import LOGITS, Site, TokenFacts
-from . import Observe, Request
+from . import Backend, Observe, Request
 from ._code import code_of
 from ._harmless import CHANGES
 from ._hooks import Hooks, to_numpy
@@ -30,7 +31,6 @@ from ._transformers import (
     last_norm,
     lift,
     load_model,
-    one_line,
     size_of,
     threads_for,
 )
@@ -104,6 +104,16 @@ class TorchBackend:
     def oracle(self) -> TorchBackend:
         """The same weights in float64, all islands lifted."""
         return TorchBackend(self._files, self.dtype, lifts=self)
+
+    def is_lifted_by(self, oracle: Backend) -> bool:
+        """Whether an oracle, of this model at another dtype, has these weights to the last bit."""
+        if not isinstance(oracle, TorchBackend) or oracle._files is not self._files:
+            return False
+        mine, known = self._model.state_dict(), oracle._model.state_dict()
+        return mine.keys() == known.keys() and all(
+            self._torch.equal(value.to(known[name].dtype), known[name])
+            for name, value in mine.items()
+        )
 
     @property
     def blocks(self) -> int:
@@ -206,13 +216,17 @@ class TorchBackend:
     def expected_weights(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
         return reference
 
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._files, trusted=self._trusted)
+
     def tokens(self, texts: Sequence[str]) -> TokenFacts:
         rows = self._model.get_input_embeddings().weight.shape[0]
-        return token_facts(self._files, texts, rows, trusted=self._trusted)
+        return token_facts(self._tokenizer, self._files, texts, rows)
 
     def side(self) -> Side:
         """The tokenizer, to be asked anything."""
-        return tokenizer_side(self._files, trusted=self._trusted)
+        return transformers_side(self._tokenizer, _eos_ids(self._tokenizer, self._files))
 
     def locate(self, site: Site) -> str | None:
         module = dict(self._model.named_modules()).get(site.path)
@@ -239,11 +253,8 @@ class TorchBackend:
             yield
 
 
-def token_facts(
-    files: Any, texts: Sequence[str], rows: int, *, trusted: bool = False
-) -> TokenFacts:
-    """What transformers' tokenizer of a model does. Raises ReferenceUnavailable."""
-    tokenizer = load_tokenizer(files, trusted=trusted)
+def token_facts(tokenizer: Any, files: Any, texts: Sequence[str], rows: int) -> TokenFacts:
+    """What transformers' tokenizer of a model does."""
     return TokenFacts(
         ids={text: tuple(tokenizer(text)["input_ids"]) for text in texts},
         bos_id=tokenizer.bos_token_id,

@@ -78,7 +78,7 @@ class Ground:
     def inside(self, probe: Probe, block: int) -> Mapping[Probe, Evidence]:
         """Evidence of the modules of a block, which compute from its seeded input; of no probe
         where the reference is a file."""
-        evidence = self._load().inside(probe, block, {})
+        evidence = self._load().inside(probe, block, {}, self.evidence[probe])
         return {} if evidence is None else {probe: evidence}
 
     def probe(self, name: str) -> Probe:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from engine.tokenizer import Tokenizer, load_tokenizer
 
-from ..backends.server import Completion
 from ..comparison import Comparison
 from ..metrics import FLOOR
 from ..scores import Scores
 from ..ties import Ties
 from ..types import PROPAGATED, Probe
+
+if TYPE_CHECKING:
+    from ..backends.server import Completion
 
 Spell = Callable[[Sequence[int]], list[str]]
 _HALF = "\ufffd"  # what half a character is shown as

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..answers import undecided
 from ..comparison import Comparison, Observation
-from ..metrics import FLOOR, kl, log_likelihood
+from ..metrics import FLOOR, kl_from, log_likelihood, softmax
 from ..policy import TIE
 from ..types import FAIL, INCONCLUSIVE, LOGITS, PASS, SKIP, CheckResult, Divergence
 
@@ -28,14 +28,15 @@ def run(comparison: Comparison) -> CheckResult:
     if not seen or not all(np.isfinite(o.actual).all() for o in seen):
         return CheckResult(MEASURE, SKIP, "the logits are not finite, or of another shape")
     ratios: dict[str, list[float]] = defaultdict(list)
-    for o in seen:
-        ratios[o.probe.kind].append(_ratio(o, comparison.dtype))
+    divergences = [_divergences(o) for o in seen]
+    for o, (own, twin) in zip(seen, divergences, strict=True):
+        ratios[o.probe.kind].append(_ratio(o, own, twin, comparison.dtype))
     has_oracle = all(o.has_oracle for o in seen)
     decisions = [
         comparison.decide(MEASURE, kind, values, len(ratios), site=LOGITS, has_oracle=has_oracle)
         for kind, values in ratios.items()
     ]
-    measures = _measures(seen)
+    measures = _measures(seen, [float(own.mean()) for own, _ in divergences])
     failed = [d for d in decisions if d.verdict == FAIL]
     if failed:
         worst = max(failed, key=lambda d: max(d.ratios))
@@ -66,15 +67,22 @@ def run(comparison: Comparison) -> CheckResult:
     return CheckResult(MEASURE, PASS, reason, measures)
 
 
-def _ratio(o: Observation, dtype: str) -> float:
+def _divergences(o: Observation) -> tuple[np.ndarray, np.ndarray]:
+    """(T,), (T,): KL divergence from the oracle, the candidate's and the reference's."""
+    expected = o.scores.oracle
+    p = softmax(expected)
+    actual, twin = (kl_from(p, z, expected) for z in (o.scores.of(o.actual), o.scores.twin))
+    return actual, twin
+
+
+def _ratio(o: Observation, own: np.ndarray, twin: np.ndarray, dtype: str) -> float:
     """Root of the candidate's mean KL over the reference's; floored like any noise."""
-    scores, same = o.scores, o.same_experts
-    least = (FLOOR[dtype] * scores.spread) ** 2 / 2  # logits that are off by the floor everywhere
+    same = o.same_experts
+    least = (FLOOR[dtype] * o.scores.spread) ** 2 / 2  # logits that are off by the floor everywhere
     if not same.any():
         return 0.0
-    noise = max(float(kl(scores.twin[same], scores.oracle[same]).mean()), least)
-    actual = scores.of(o.actual)[same]
-    return math.sqrt(max(float(kl(actual, scores.oracle[same]).mean()), 0.0) / noise)
+    noise = max(float(twin[same].mean()), least)
+    return math.sqrt(max(float(own[same].mean()), 0.0) / noise)
 
 
 def _flips(o: Observation, dtype: str) -> list[int]:
@@ -84,7 +92,7 @@ def _flips(o: Observation, dtype: str) -> list[int]:
     return [int(t) for t in np.flatnonzero(other & (o.scores.margin > TIE * noise))]
 
 
-def _measures(seen: list[Observation]) -> dict:
+def _measures(seen: list[Observation], divergences: list[float]) -> dict:
     """Mean and standard error over prompts of what users of other tools know."""
     same = [float((o.actual.argmax(1) == o.scores.best).mean()) for o in seen]
     longer = [o for o in seen if len(o.probe.tokens) > 1]
@@ -93,7 +101,7 @@ def _measures(seen: list[Observation]) -> dict:
     ]
     return {
         "prompts": len(seen),
-        "kl": _summary([float(kl(o.scores.of(o.actual), o.scores.oracle).mean()) for o in seen]),
+        "kl": _summary(divergences),
         "top1": _summary(same),
         "log_likelihood_change": _summary(change),
     }

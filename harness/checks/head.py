@@ -30,8 +30,11 @@ def run(comparison: Comparison) -> CheckResult:
 
     def pooled(rows: Callable[[Observation], np.ndarray]) -> np.ndarray:
         """Root mean square over the tokens of all probes, tied ones left out."""
-        squares = np.concatenate([np.square(rows(o)[o.same_experts]) for o in seen])
-        return np.sqrt(squares.mean(axis=0)) if len(squares) else np.zeros(squares.shape[1])
+        total = np.zeros(seen[0].actual.shape[1])
+        for o in seen:  # one by one: all of them would be as large as the logits of all probes
+            for row in np.square(rows(o)[o.same_experts]):
+                total += row
+        return np.sqrt(total / max(1, sum(int(o.same_experts.sum()) for o in seen)))
 
     error = pooled(lambda o: o.actual - o.oracle)
     noise = pooled(lambda o: o.twin - o.oracle)

@@ -20,11 +20,11 @@ def run(comparison: Comparison) -> CheckResult:
     name = "observer"
     if reason := comparison.candidate.limits.get("sites"):
         return CheckResult(name, SKIP, reason)
-    probe = comparison.longest("text", "random")
+    probe = comparison.longest("random", "text")
     if probe is None:
         return CheckResult(name, SKIP, "no probe is long enough")
     seen = comparison.observation(probe)
-    bare = comparison.candidate.forward(probe.tokens)
+    bare = comparison.bare(probe)
     if np.array_equal(bare, seen.actual, equal_nan=True):
         return CheckResult(name, PASS, "logits are bit-identical, watched or not", {"changed": 0})
     bare_pass = {"the pass that nobody watches": measured(comparison, seen, bare)}

@@ -13,8 +13,9 @@ ORDER = 120
 def run(comparison: Comparison) -> CheckResult:
     """One probe twice, and again after others: bit-identical logits.
 
-    Between them run the shortest and the longest of the others, in this order: what they leave
-    behind, as a buffer or a table that has grown, would show.
+    The first time is that of the observer's check, where it was asked. Before the last one run the
+    shortest and the longest of the others, in this order: what they leave behind, as a buffer or a
+    table that has grown, would show.
     """
     name = "repeat"
     probe = comparison.longest("random", "text")
@@ -22,7 +23,7 @@ def run(comparison: Comparison) -> CheckResult:
     if probe is None or not others:
         return CheckResult(name, SKIP, "no probe is long enough")
     run = comparison.candidate.forward
-    first, again = run(probe.tokens), run(probe.tokens)
+    first, again = comparison.bare(probe), run(probe.tokens)
     for other in (others[0], others[-1]):
         run(other.tokens)
     after = run(probe.tokens)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import mode
+from typing import TYPE_CHECKING
 
-from ..backends.server import Completion
 from ..comparison import Comparison
 from ..probes import TEXTS
 from ..types import FAIL, PASS, SKIP, CheckResult, Divergence, TokenFacts
 from ._served import Served, applies, served
+
+if TYPE_CHECKING:
+    from ..backends.server import Completion
 
 __all__ = ["ORDER", "applies", "run"]
 ORDER = 96

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.errors import one_line
 from engine.files import ModelFiles, golden_roots
 from engine.weights import read_weights
 from engine.whole import write_whole
@@ -44,8 +45,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadGolden(f"{path} does not exist: harness golden record makes it") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadGolden(f"{path} is not a manifest of goldens: {reason}") from None
+        raise BadGolden(f"{path} is not a manifest of goldens: {one_line(error)}") from None
 
 
 def _check_entry(entry: Mapping[str, Any]) -> None:

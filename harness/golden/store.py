@@ -87,7 +87,7 @@ class GoldenReference:
     def more(self, kind: str, i: int) -> None:
         return None
 
-    def inside(self, probe: Probe, block: int, shapes: Shapes) -> None:
+    def inside(self, probe: Probe, block: int, shapes: Shapes, known: Evidence) -> None:
         return None
 
     def weights(self) -> Mapping[str, Any]:

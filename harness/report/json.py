@@ -33,6 +33,7 @@ def document(verdict: Verdict) -> dict[str, Any]:
             "reference": verdict.reference,
             "dtype": verdict.dtype,
             "device": verdict.device,
+            "ranks": verdict.ranks,
             "first_divergence": None if first is None else asdict(first),
             "diagnosis": verdict.diagnosis,
             "error": verdict.error,

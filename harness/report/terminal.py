@@ -37,9 +37,10 @@ def _head(verdict: Verdict) -> Text:
     versions = "  ".join(f"{name} {number}" for name, number in packages.items() if number)
     device = environment.get("device", {})
     tf32 = environment.get("variables", {}).get("MLX_ENABLE_TF32", "not set")
+    candidate = verdict.candidate + (f" over {verdict.ranks} ranks" if verdict.ranks > 1 else "")
     lines = [
         (f"{verdict.model}", "bold"),
-        (f"  {verdict.candidate} against {verdict.reference}, {verdict.dtype}\n", ""),
+        (f"  {candidate} against {verdict.reference}, {verdict.dtype}\n", ""),
         (f"{environment.get('platform', '')}, python {environment.get('python', '')}, ", "dim"),
         (f"MLX on {device.get('kind')} ({device.get('name')}), MLX_ENABLE_TF32={tf32}\n", "dim"),
         (versions, "dim"),

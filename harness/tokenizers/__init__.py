@@ -7,7 +7,14 @@
 from __future__ import annotations
 
 from .comparing import Answer, Difference, Findings, State, compare
-from .sides import Side, engine_side, mlx_lm_side, server_side, transformers_side
+from .sides import (
+    Side,
+    engine_side,
+    mlx_lm_side,
+    remembering,
+    server_side,
+    transformers_side,
+)
 
 __all__ = [
     "Answer",
@@ -18,6 +25,7 @@ __all__ = [
     "compare",
     "engine_side",
     "mlx_lm_side",
+    "remembering",
     "server_side",
     "transformers_side",
 ]

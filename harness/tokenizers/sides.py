@@ -7,7 +7,8 @@ gives REFUSED: that is an answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from engine.errors import EngineError
@@ -42,6 +43,16 @@ class Side:
     facts: Mapping[str, Any] | None = None  # bos_id, eos_ids, vocab_size, max_id
     added: Mapping[int, str] | None = None  # added tokens
     special: frozenset[int] = frozenset()
+
+
+def remembering(side: Side, most: int | None = None) -> Side:
+    """The same side, which does not encode or decode again what it was asked before: `most` of
+    each are kept, all for None."""
+    return replace(
+        side,
+        encode=side.encode and lru_cache(most)(side.encode),
+        decode=side.decode and lru_cache(most)(side.decode),
+    )
 
 
 def engine_side(tokenizer: Tokenizer) -> Side:
@@ -196,6 +207,8 @@ def server_side(server: Any, special: frozenset[int] = frozenset()) -> Side:
         body = {"messages": list(c.messages), "add_generation_prompt": generation}
         if c.tools is not None:
             body["tools"] = list(c.tools)
+        if c.more:
+            body["chat_template_kwargs"] = c.more
         told = asked("/apply-template", body, "prompt")
         return REFUSED if told is None else told
 

@@ -101,7 +101,8 @@ def test_oldest_is_the_bound_of_the_project_and_is_put_before_the_environment():
     *_, install = checks.set_up(place)
     assert "mlx==0.30.0" in install.command and "/out/mlx" in install.command
     assert [s.name for s in checks.set_up(Place(CPU, Path("/out")))] == ["environment"]
-    assert list(checks.set_up(Place(by_name("wheels"), Path("/out")))) == []
+    for name in ("docs", "wheels"):
+        assert list(checks.set_up(Place(by_name(name), Path("/out")))) == []
 
 
 def test_ray_is_put_beside_the_environment_at_its_pin():
@@ -128,7 +129,7 @@ def test_without_here_every_step_runs_in_the_environment_that_ci_makes():
         for check in leg.checks:
             for step in checks.CHECKS[check](place):
                 script = Path(step.command[1]).name
-                assert script in ("environment.py", "wheels.py", "run"), step
+                assert script in ("environment.py", "docs.py", "wheels.py", "run"), step
 
 
 def test_real_models_are_pinned_to_commits():

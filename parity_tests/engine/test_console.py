@@ -86,6 +86,32 @@ def test_a_disk_and_a_foreign_file_are_one_plain_line(capsys, error, words):
         console.run(app, "fails", ["x", "--debug"])
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+@pytest.mark.parametrize("command", [["gpu-info", "--json"], ["list"], ["--help"]])
+def test_output_that_has_no_room_is_one_line(command):
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "engine", *command],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+    assert run.returncode == 2 and "No space left" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_remarks_that_have_no_room_stop_nothing():
+    command = ["generate", "--backend", "mlx", "--model", "tiny-llama", "--prompt", "def main("]
+    told = []
+    for log in (os.devnull, "/dev/full"):
+        with open(log, "w") as stderr:
+            run = subprocess.run(
+                [sys.executable, "-m", "engine", *command, "--max-tokens", "4"],
+                stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT,
+            )  # fmt: skip
+        told.append((run.returncode, run.stdout))
+    assert told[0] == told[1] and told[0][0] == 0 and told[0][1].strip()
+
+
 def test_an_interruption_says_so(capsys):
     import typer
 

@@ -13,6 +13,8 @@ from engine.errors import CorruptWeights, EngineError, ModelNotFound, Unsupporte
 from engine.files import INDEX, find_model
 from engine.weights import read_weights, write_weights
 
+from ..conftest import no_room
+
 CONFIG = {"model_type": "llama", "tie_word_embeddings": True}
 TENSORS = {
     "model.embed_tokens.weight": mx.random.normal((5, 4)).astype(mx.bfloat16),
@@ -141,6 +143,22 @@ def test_a_place_that_cannot_be_written(source, tmp_path):
     text = message(EngineError, source, tmp_path / "file/out.npz")
     assert str(tmp_path / "file/out.npz") in text
     assert "check" in text
+
+
+@pytest.mark.parametrize("out", ["model.npz", "model.safetensors"])
+@pytest.mark.parametrize("room", [0, 30, 200])
+def test_a_full_disk_changes_nothing(source, tmp_path, out, room):
+    """Whether it is full at once, after the configuration, or amid the weights."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / out).write_bytes(b"precious")
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with no_room(room):
+        text = message(EngineError, source, folder / out, force=True)
+    assert str(folder / out) in text and "room" in text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert same(read_weights(find_model(convert(source, folder / out, force=True))))
 
 
 def test_a_bad_source_leaves_nothing(source, tmp_path):

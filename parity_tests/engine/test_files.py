@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -344,8 +345,15 @@ print(json.dumps(answers))
 """
 
 
-def ask(home: Path, endpoint: str, questions: list[tuple[str, str | None]], **variables: str):
-    """What a fresh process answers; HF variables of this one are not inherited."""
+def ask(
+    home: Path,
+    endpoint: str,
+    questions: list[tuple[str, str | None]],
+    room: int = resource.RLIM_INFINITY,
+    **variables: str,
+):
+    """What a fresh process answers; HF variables of this one are not inherited. No file that it
+    writes has more than `room` bytes."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
     no_proxy = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
@@ -357,6 +365,7 @@ def ask(home: Path, endpoint: str, questions: list[tuple[str, str | None]], **va
         text=True,
         timeout=60,
         check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -413,3 +422,13 @@ class TestHub:
         assert closed in text
         assert "check the network" in text
         assert "\n" not in text
+
+    def test_a_full_disk(self, hub, tmp_path):
+        whole = hub.repos["someone/tiny"]["main"]["model.safetensors"]
+        question = [("someone/tiny", None)]
+        ((kind, text),) = ask(tmp_path, hub.url, question, room=len(whole) - 1)
+        assert kind == "ModelNotFound"
+        assert f"does not fit into {tmp_path}/hub" in text and "HF_HOME" in text
+        assert "\n" not in text
+        ((inside, _, _),) = ask(tmp_path, hub.url, question, room=len(whole))
+        assert inside == NEEDED

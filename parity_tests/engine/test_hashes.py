@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from engine import hashes
 from engine.errors import EngineError
+
+from ..conftest import no_room
 
 pytestmark = pytest.mark.usefixtures("certificates")
 
@@ -33,6 +36,16 @@ def test_a_hash_is_read_once(file, at_once, monkeypatch):
     assert found == {file: hashlib.sha256(b"one").hexdigest()}
     monkeypatch.setattr(hashes, "_digest", lambda path: pytest.fail("read again"))
     assert hashes.sha256_of([file]) == found and hashes.known_sha256(file) == found[file]
+
+
+def test_what_takes_long_is_told(file, monkeypatch, capsys):
+    digest = hashes._digest
+    monkeypatch.setattr(hashes, "_digest", lambda path: (time.sleep(0.2), digest(path))[1])
+    hashes.sha256_of([file])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(hashes, "PATIENCE", 0.01)
+    hashes.sha256_of([file])
+    assert capsys.readouterr().err == f"reading {file} for its sha256, which is remembered\n"
 
 
 def test_a_file_that_is_still_warm_is_not_remembered(file):
@@ -80,6 +93,18 @@ def test_a_broken_record_is_as_none(file, at_once, certificates, record):
 def test_a_record_that_cannot_be_written_costs_nothing(file, at_once, certificates):
     certificates.write_text("a file where the folder should be")
     assert hashes.sha256_of([file])[file] == hashlib.sha256(b"one").hexdigest()
+
+
+def test_a_full_disk_costs_nothing_that_was_known(file, at_once, certificates, tmp_path):
+    hashes.sha256_of([file])
+    before = (certificates / hashes.RECORD).read_bytes()
+    (other := tmp_path / "other").write_bytes(b"two")
+    with no_room(len(before)):
+        assert hashes.sha256_of([other])[other] == hashlib.sha256(b"two").hexdigest()
+    assert hashes.known_sha256(other) is None and hashes.known_sha256(file) is not None
+    assert [path.name for path in certificates.iterdir()] == [hashes.RECORD]
+    hashes.sha256_of([other])
+    assert hashes.known_sha256(other) is not None
 
 
 def test_files_that_are_gone_are_forgotten(file, at_once, certificates, tmp_path):

@@ -99,6 +99,17 @@ def test_what_is_no_text_is_answered_all_the_same(chatted):
     assert chatted(b"caf\xe9 \xff\n").status == 0
 
 
+def test_an_answer_ends_at_a_stop_token(chatted, model):
+    loaded = load(find_model(model))
+    ids = loaded.tokenizer.chat([user("def a(x):")])
+    tokens = list(generate(loaded.decoder, ids, 7))
+    at = tokens.index(tokens[3])
+    result = chatted("def a(x):\n", "--stop-token", tokens[3])
+    assert result.out == loaded.tokenizer.decode(tokens[:at], skip_special=True) + "\n"
+    assert result.out != expected(model, user("def a(x):")) + "\n"
+    assert "'no such token' is" in chatted("x\n", "--stop-token", "no such token").err
+
+
 def test_a_seed_answers_the_same_again_and_each_answer_has_its_own(chatted):
     wish = ("--temperature", 1.5, "--seed", 4)
     twice = chatted("a\n/reset\na\n", *wish)

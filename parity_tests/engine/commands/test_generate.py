@@ -62,6 +62,22 @@ def test_text_ends_before_a_stop_string(generated):
     assert generated("--stop", cut).out == whole[: whole.index(cut)] + "\n"
 
 
+def test_text_ends_at_a_stop_token_by_id_or_text(generated, tiny_llama):
+    """Before the first of several, which is counted."""
+    from engine import load
+    from engine.generate import generate
+
+    model = load(tiny_llama)
+    tokenizer = model.tokenizer
+    tokens = list(generate(model.decoder, tokenizer.prompt("def main("), 30))
+    for token in tokens[2:5]:
+        at, text = tokens.index(token), tokenizer.decode([token])
+        for named in {str(token), text if tokenizer.encode(text, special=False) == [token] else ""}:
+            found = generated("--stop-token", named or token, "--stop-token", 511)
+            assert found.out == tokenizer.decode(tokens[:at]) + "\n" != generated().out
+            assert f"decode: {at + 1} tokens" in found.err
+
+
 def test_log_probabilities_are_a_line_a_token_and_fit_a_terminal(generated):
     result = generated("--logprobs", 3, tokens=6)
     lines = [line for line in result.err.splitlines() if re.match(r"  +-\d+\.\d{3}  '", line)]
@@ -135,6 +151,10 @@ def test_through_pytorch_the_same_is_drawn(command, tiny_llama):
         (["--json-schema", "nowhere.json"], "nowhere.json"),
         (["--json-schema", "{}", "--regex", "a"], "give one"),
         (["--logprobs", "-1"], "logprobs"),
+        (["--stop-token", "512"], "stop token 512"),
+        (["--stop-token", "def main("], "'def main(' is"),
+        (["--stop-token", ""], "'' is 0 tokens"),
+        (["--stop-token", "9" * 5000], "tokens: give the id"),
     ],
 )
 def test_a_wish_that_cannot_be_is_one_line_and_exit_2(generated, options, words):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from engine.sampling import ORDERS, Sampler, Sampling
 
+from . import llama_cpp
 from .reference import REFERENCES, Edge, softmax
 
 SMALL = 1e-5  # a probability may be off by so much; a few roundings of logits up to 40
@@ -223,6 +224,35 @@ def test_the_order_of_mlx_lm_is_that_of_its_code(mlx_lm_scores):
             assume(False)
         tried.append(1)
         expected = softmax(mlx_lm_scores(x, wish, [*prompt, *answer]))
+        assert_same_but_for_equals(probabilities(*case), expected, x)
+
+    check()
+    assert len(tried) > 75
+
+
+@pytest.fixture(scope="module")
+def llama_cpp_scores():
+    """`scores(x, wish, text)`: what llama.cpp's own chain of samplers leaves of logits."""
+    return llama_cpp.scores(pytest.importorskip("xllamacpp.xllamacpp").__file__)
+
+
+def test_the_order_of_llama_cpp_is_that_of_its_code(llama_cpp_scores):
+    # No sum of equal parts: whether three fifteenths exceed 0.2 is float32's to say.
+    mass = st.sampled_from([0.0503, 0.3071, 0.8013, 0.9507, 1.0])
+    tried = []
+
+    @given(cases("llama.cpp", top_p=mass, typical_p=mass))
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.filter_too_much])
+    def check(case):
+        x, wish, prompt, answer = case
+        # Of -inf its typical_p makes what is no number.
+        assume(wish["typical_p"] == 1 or np.isfinite(x).all())
+        try:
+            REFERENCES["llama.cpp"](x, Sampling(**wish), prompt, answer)
+        except Edge:
+            assume(False)
+        tried.append(1)
+        expected = softmax(llama_cpp_scores(x, wish, [*prompt, *answer]))
         assert_same_but_for_equals(probabilities(*case), expected, x)
 
     check()

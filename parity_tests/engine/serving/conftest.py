@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ class Process:
 
 
 @contextmanager
-def serving(*arguments: object) -> Iterator[Process]:
+def serving(*arguments: object, stderr: Any = subprocess.PIPE) -> Iterator[Process]:
     """`engine serve` on a free port, ready; it is killed at the end if it still runs."""
     command = [sys.executable, "-m", "engine", "serve", *map(str, arguments)]
     if "--backend" not in command:
@@ -72,19 +73,19 @@ def serving(*arguments: object) -> Iterator[Process]:
     if "--port" not in command:
         command += ["--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes = {"stdout": subprocess.PIPE, "stderr": stderr}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
     try:
         line = process.stdout.readline()
         found = re.search(r"http://\S+", line)
-        assert found, line + process.stderr.read()
+        assert found, line + (process.stderr.read() if process.stderr else "")
         yield Process(process, found[0], line)
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()
-        process.stderr.close()
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()
 
 
 @pytest.fixture(scope="session")
@@ -156,12 +157,10 @@ def running(service: Service) -> Iterator[str]:
     """The application on a socket, in a thread of this process; gives its address."""
     import uvicorn
 
-    from engine.serving.app import application
-    from engine.serving.run import listen, url
+    from engine.serving.run import config_of, listen, url
 
     bound = listen(Settings(port=0))
-    config = uvicorn.Config(application(service), lifespan="off", log_level="critical", ws="none")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config_of(service))
     thread = threading.Thread(target=server.run, args=([bound],))
     thread.start()
     try:

@@ -41,5 +41,5 @@ def test_the_document_names_every_route(server):
     assert set(told["paths"]) == {
         "/", "/health", "/ready", "/metrics", "/api/generate", "/api/models", "/v1/models",
         "/v1/models/{name}", "/v1/chat/completions", "/v1/completions", "/v1/messages",
-        "/v1/messages/count_tokens",
+        "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/apply-template",
     }  # fmt: skip

@@ -114,6 +114,28 @@ def test_stop_ends_before_the_string(client, alone):
     assert free.choices[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_tokens_end_every_answer_before_them(client, alone, tokenizer, stream):
+    """Also of `n` and of several prompts, and of the server's own end tokens nothing is lost."""
+    ids = {prompt: tokenizer.encode(alone(prompt, 20)[0], special=False) for prompt in PROMPTS[:2]}
+    ends = [tokens[5] for tokens in ids.values()]
+    asked = {
+        "model": "", "prompt": list(ids), "max_tokens": 20, "temperature": 0, "n": 2,
+        "extra_body": {"stop_token_ids": ends},
+    }  # fmt: skip
+    told = client.completions.create(**asked, stream=stream)
+    texts, reasons = [""] * 4, [None] * 4
+    for choice in [c for chunk in told for c in chunk.choices] if stream else told.choices:
+        texts[choice.index] += choice.text
+        reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+    before = [
+        tokenizer.decode(tokens[: min(tokens.index(end) for end in ends if end in tokens)])
+        for tokens in ids.values()
+    ]
+    assert texts == [before[0], before[0], before[1], before[1]] and reasons == ["stop"] * 4
+    assert before[0] != alone(PROMPTS[0], 20)[0]
+
+
 def test_echo_repeats_the_prompt(client, alone):
     text, _ = alone(PROMPTS[0], 8)
     asked = {"model": "", "prompt": PROMPTS[0], "max_tokens": 8, "temperature": 0, "echo": True}
@@ -171,6 +193,7 @@ def test_logprobs_of_chats_are_streamed_too(client):
         ({"n": 17}, "17 answers"),
         ({"stop": ["x"] * 17}, "17 stop strings"),
         ({"stop": [""]}, "empty"),
+        ({"stop_token_ids": [3, 512]}, "stop_token_ids has 512"),
         ({"logit_bias": {"512": 1}}, "below 512"),
         ({"logit_bias": {"a": 1}}, "token ids"),
         ({"messages": []}, "messages"),
@@ -275,23 +298,3 @@ def test_a_failure_in_a_stream_is_an_error_of_the_client(scripted):
         list(client.completions.create(model="", prompt="x", stream=True))
     with pytest.raises(openai.InternalServerError, match="allows no token"):
         client.completions.create(model="", prompt="x")
-
-
-def test_response_format_is_kept(client):
-    pytest.importorskip("engine.constraint")
-    schema = {
-        "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}},
-        "required": ["a", "b"], "additionalProperties": False,
-    }  # fmt: skip
-    told = client.chat.completions.create(
-        model="", messages=MESSAGES, max_tokens=64, temperature=0,
-        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
-    )  # fmt: skip
-    text = told.choices[0].message.content
-    assert text.startswith("{") and (told.choices[0].finish_reason == "length" or json.loads(text))
-    with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(
-            model="", messages=MESSAGES,
-            response_format={"type": "json_schema",
-                             "json_schema": {"name": "x", "schema": {"type": "nonsense"}}},
-        )  # fmt: skip

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from engine.errors import EngineError
@@ -36,6 +38,10 @@ def begun(connection: socket.socket) -> bool:
     while b"data: " not in data and (part := connection.recv(65536)):
         data += part
     return b"data: " in data
+
+
+def metrics(process) -> str:
+    return httpx2.get(process.url + "/metrics", trust_env=False).text
 
 
 def answer(connection: socket.socket) -> bytes:
@@ -106,12 +112,7 @@ def test_the_first_signal_lets_all_that_was_taken_finish(chat_model, sign):
         running = raw(process.url, post("/v1/completions", body))
         assert begun(running)
         waiting = raw(process.url, post("/v1/completions", json.dumps(SLOW).encode()))
-        metrics = process.url + "/metrics"
-
-        def both_are_in():
-            return "engine_requests_total 2.0" in httpx2.get(metrics, trust_env=False).text
-
-        assert eventually(both_are_in)
+        assert eventually(lambda: "engine_requests_total 2.0" in metrics(process))
         process.process.send_signal(sign)
         assert b"data: [DONE]" in answer(running)
         assert b'"completion_tokens":200' in answer(waiting)
@@ -119,6 +120,17 @@ def test_the_first_signal_lets_all_that_was_taken_finish(chat_model, sign):
         assert "finishing what runs" in process.process.stderr.read()
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(process.url, trust_env=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_log_on_a_full_disk_harms_nobody(chat_model):
+    """Neither at the start nor at the end, when something would be said."""
+    with open("/dev/full", "w") as full, serving("--model", chat_model, stderr=full) as process:
+        running = raw(process.url, post("/v1/completions", json.dumps(SLOW).encode()))
+        assert eventually(lambda: "engine_requests_running 1.0" in metrics(process))
+        process.process.terminate()
+        assert b'"completion_tokens":200' in answer(running)
+        assert process.process.wait(20) == 0
 
 
 def test_the_second_signal_ends_at_once(chat_model):
@@ -165,4 +177,21 @@ def test_pytorch_serves_the_same(chat_model, alone):
         choice = httpx2.post(where, json=body, trust_env=False, timeout=60).json()["choices"][0]
         assert choice["text"] == alone("def main(", 12)[0]
         assert len(choice["logprobs"]["token_logprobs"]) == 12
-        assert "engine_rows 1.0" in httpx2.get(process.url + "/metrics", trust_env=False).text
+        assert "engine_rows 1.0" in metrics(process)
+
+
+def test_two_ranks_serve_the_same_and_end_together(chat_model, alone):
+    asked = {"prompt": "Once upon", "max_tokens": 9, "temperature": 0, "ignore_eos": True}
+    with serving("--model", chat_model, "--ranks", 2) as server:
+        body = httpx2.post(f"{server.url}/v1/completions", json=asked, timeout=60).json()
+        assert body["choices"][0]["text"] == alone("Once upon", 9)[0]
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
+def test_a_server_that_has_lost_a_rank_ends_with_a_line(chat_model):
+    with serving("--model", chat_model, "--ranks", 2) as server:
+        psutil.Process(server.process.pid).children()[1].kill()
+        assert server.process.wait(60) == 2
+        said = server.process.stderr.read()
+    assert "engine: rank 1 of 2 was ended by signal 9" in said

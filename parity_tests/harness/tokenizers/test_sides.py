@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from engine.files import find_model
 from engine.tokenizer import Tokenizer, load_tokenizer
 from harness.errors import BadCandidate, ServerStopped
 from harness.tokenizers import compare, engine_side, server_side
 from harness.tokenizers.corpus import CONVERSATIONS
 from parity_tests.tokenizers import write_kind
 
-SOURCE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+SOURCE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ enable_thinking }}"
 
 
 class Server:
@@ -47,8 +48,9 @@ class Server:
         if path == "/detokenize":
             return {self.spelling: self.tokenizer.decode(body["tokens"])}
         generation = body["add_generation_prompt"]
-        messages = body["messages"]
-        return {"prompt": self.tokenizer.templates.render(messages, generation=generation)}
+        more = body.get("chat_template_kwargs", {})
+        render = self.tokenizer.templates.render
+        return {"prompt": render(body["messages"], generation=generation, **more)}
 
 
 @pytest.fixture
@@ -83,6 +85,21 @@ def test_counts_alone(tokenizer):
     found = answers(tokenizer, Server(tokenizer, "bare", bos=1))
     assert found["count"].verdict == "fail"
     assert found["count"].smallest.input == "'a'" or len(found["count"].smallest.input) <= 3
+
+
+def test_a_text_that_begins_with_bos_is_counted_by_no_server_alike(tiny_llama):
+    """One that puts no second BOS in front of it is not at fault, and one that puts two is."""
+    tokenizer = load_tokenizer(find_model(tiny_llama))
+
+    class Careful(Server):
+        def complete(self, prompt: str, count: int, stop: str | None = None) -> Any:
+            return SimpleNamespace(prompt_tokens=len(self.tokenizer.prompt(prompt)) + self.bos)
+
+    for bos, verdict in ((0, "pass"), (1, "fail")):
+        reference = engine_side(tokenizer)
+        server = server_side(Careful(tokenizer, "bare", bos), reference.special)
+        found = compare(reference, server, 100)
+        assert {a.question: a for a in found.answers}["count"].verdict == verdict
 
 
 def test_one_refusal_is_a_difference_and_an_end_of_answers_is_no_verdict(tokenizer):
