@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .generate import Step
     from .ranks import Ranks
     from .tokenizer import Tokenizer
+    from .weights.quantised import Packing
 
 AUTO, MLX, TORCH = "auto", "mlx", "torch"
 BACKENDS = (AUTO, MLX, TORCH)
@@ -46,6 +47,7 @@ class Running:
     tokenizer: Callable[[], Tokenizer]
     steps: Callable[..., Iterator[Step]]
     peak_memory: Callable[[], int]
+    packing: Packing | None = None  # of keys and values
 
     def generate(self, prompt: Sequence[int], max_tokens: int, **wishes: Any) -> Iterator[int]:
         """The tokens of `steps` alone."""
@@ -114,14 +116,21 @@ def open_model(
     dtype: str | None = None,
     device: str | None = None,
     ranks: Ranks | None = None,
+    kv_bits: int | None = None,
+    kv_group_size: int | None = None,
 ) -> Running:
     """Load a model with "mlx" or "torch"; device and default device as `choose_backend` left them.
 
-    With `ranks` the steps are those of all of them together.
+    With `ranks` the steps are those of all of them together. `kv_bits` and `kv_group_size` are
+    those of `kv.packing_of`, MLX's alone.
 
     Raises EngineError.
     """
     if backend == TORCH:
+        if kv_bits is not None or kv_group_size is not None:
+            raise BackendUnavailable(
+                "--kv-bits and --kv-group-size are MLX's: add --backend mlx, or leave them out"
+            )
         from .torch_backend import TorchModel
 
         model = TorchModel(files, dtype, device)
@@ -129,10 +138,12 @@ def open_model(
             TORCH, model.device, model.rows, model.tokenizer, model.steps, model.peak_memory
         )
     from .generate import DecoderFeed, steps
+    from .kv import packing_of
     from .model import load
     from .runtime import device_name, peak_memory
 
     loaded = load(files, dtype=dtype, ranks=ranks)
+    packing = packing_of(loaded.spec, kv_bits, kv_group_size)
     if ranks is not None:
         ranks.watch()
     return Running(
@@ -140,8 +151,9 @@ def open_model(
         device_name(),
         loaded.spec.vocab,
         lambda: loaded.tokenizer,
-        lambda *given, **wishes: steps(DecoderFeed(loaded.decoder), *given, **wishes),
+        lambda *given, **wishes: steps(DecoderFeed(loaded.decoder, packing), *given, **wishes),
         peak_memory,
+        packing,
     )
 
 

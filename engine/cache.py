@@ -2,8 +2,8 @@
 
 Both kinds keep tokens in time order, so that nothing has to be put back in order before it is
 used. Rows of different length stand in one buffer with padding in front (`Cache`), or each in its
-own (`Apart`); `stacked` and `take` are how they come and go. This module knows shapes and windows,
-not models.
+own (`Apart`); `stacked` and `take` are how they come and go. What is kept may be packed, in fewer
+bits: `Packing` says how. This module knows shapes and windows, not models.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from .spec import DecoderSpec
+from .weights.quantised import Packing
 
 STEP = 256  # tokens of room added at a time, so that decoding writes in place
 # Where a buffer has room for a multiple of 256 tokens, MLX's attention on CUDA (mlx 0.32.4, one
@@ -27,32 +28,42 @@ class Cache:
 
     `offset` counts every token ever seen. With a `window` W only the last W-1 are kept between
     calls: the next token sees itself and them. `pads`, as an array `padding` (B,), says how many
-    tokens in front of each row are none of it; None where no row has any.
+    tokens in front of each row are none of it; None where no row has any. With a `packing` both are
+    kept packed, each token by itself, and given back rounded to that, however they were fed.
     """
 
-    def __init__(self, window: int | None = None, padding: Sequence[int] | None = None) -> None:
-        self.window = window
+    def __init__(
+        self,
+        window: int | None = None,
+        padding: Sequence[int] | None = None,
+        packing: Packing | None = None,
+    ) -> None:
+        self.window, self.packing = window, packing
         self.pads = tuple(padding) if padding is not None and any(padding) else None
         self.padding = None if self.pads is None else mx.array(self.pads)
         self.offset = 0
-        self._keys = self._values = mx.zeros((1, 1, 0, 1))  # (B, K, room, D) once used
+        # (B, K, room, D) of keys and of values, or the parts of both where they are packed.
+        self._buffers: list[mx.array] = []
         self._start = 0  # of the kept tokens in the buffers
         self._end = 0
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append T tokens; return all that the T queries may see, the T new ones last."""
-        T = keys.shape[2]
-        self._make_room(keys, values)
+        return self._whole(self.append(keys, values), keys.dtype)
+
+    def append(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        """As `update`, and return it as it is kept: keys and values, or the parts of both."""
+        T, new = keys.shape[2], self._parts(keys, values)
+        self._make_room(new)
         first = self._end
         self._end += T
         self.offset += T
-        self._keys[:, :, first : self._end] = keys
-        self._values[:, :, first : self._end] = values
-        seen = slice(self._start, self._end)
-        found = self._keys[:, :, seen], self._values[:, :, seen]
+        for buffer, part in zip(self._buffers, new, strict=True):
+            buffer[:, :, first : self._end] = part
+        seen = [buffer[:, :, self._start : self._end] for buffer in self._buffers]
         if self.window is not None:
             self._start = max(self._start, self._end - (self.window - 1))
-        return found
+        return seen
 
     @property
     def positions(self) -> int | mx.array:
@@ -76,14 +87,14 @@ class Cache:
         return self.offset > 0
 
     @property
-    def arrays(self) -> tuple[mx.array, mx.array]:
+    def arrays(self) -> tuple[mx.array, ...]:
         """The buffers: evaluated, all that was fed is computed."""
-        return self._keys, self._values
+        return tuple(self._buffers)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers, room included."""
-        return self._keys.nbytes + self._values.nbytes
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     def joined(self, others: Sequence[Cache]) -> Cache:
         """This cache's rows, if it was ever used, and those of others."""
@@ -92,24 +103,23 @@ class Cache:
     def take(self, rows: Sequence[int]) -> Cache:
         """A cache of some of the rows, in this order; padding that all of them have is gone."""
         pads = [self.pads[row] if self.pads else 0 for row in rows]
-        taken = Cache(self.window, [n - min(pads) for n in pads])
+        taken = Cache(self.window, [n - min(pads) for n in pads], self.packing)
         taken.offset = self.offset - min(pads)
         kept = slice(max(self._start, self._end - taken.offset), self._end)
         at = mx.array(list(rows))
-        taken._hold([(buffer[:, :, kept])[at] for buffer in (self._keys, self._values)])
+        taken._hold([(buffer[:, :, kept])[at] for buffer in self._buffers])
         return taken
 
-    def last(self, count: int, row: int = 0) -> tuple[mx.array, mx.array] | None:
-        """A copy of keys and values (1, K, count, D) of a row's last tokens.
+    def last(self, count: int, row: int = 0) -> tuple[mx.array, ...] | None:
+        """A copy of keys and values (1, K, count, D) of a row's last tokens, packed where they are.
 
         None where a window has dropped some of them. `count` is at most the length of the row.
         """
         if count > self._end:
             return None
         at = mx.arange(self._end - count, self._end)
-        keys, values = (x[row : row + 1] for x in (self._keys, self._values))
         # A slice would keep the whole buffer alive, and from being written in place.
-        return mx.take(keys, at, axis=2), mx.take(values, at, axis=2)
+        return tuple(mx.take(buffer[row : row + 1], at, axis=2) for buffer in self._buffers)
 
     def compact(self) -> None:
         """Give back the room of what a window has dropped.
@@ -118,39 +128,53 @@ class Cache:
         """
         if self._start:
             kept = slice(self._start, self._end)
-            self._hold([self._keys[:, :, kept], self._values[:, :, kept]])
+            self._hold([buffer[:, :, kept] for buffer in self._buffers])
 
     def _hold(self, kept: Sequence[mx.array]) -> None:
-        """Have keys and values (B, K, S, D) in new buffers, and nothing else."""
-        self._keys, self._values = (_roomy([x], x.shape[2]) for x in kept)
+        """Have these (B, K, S, ...) in new buffers, and nothing else."""
+        self._buffers = [_roomy([x], x.shape[2]) for x in kept]
         self._start, self._end = 0, kept[0].shape[2]
 
-    def _make_room(self, keys: mx.array, values: mx.array) -> None:
-        T = keys.shape[2]
-        if self._end + T <= self._keys.shape[2]:
+    def _parts(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        """Keys and values (B, K, T, D) as they are kept."""
+        if self.packing is None:
+            return [keys, values]
+        return [part for x in (keys, values) for part in self.packing.pack(x).values()]
+
+    def _whole(self, parts: Sequence[mx.array], dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """Keys and values (B, K, S, D) of what is kept."""
+        if self.packing is None:
+            keys, values = parts
+            return keys, values
+        names = self.packing.parts
+        keys, values = (
+            self.packing.unpack(dict(zip(names, some, strict=True))).astype(dtype)
+            for some in (parts[: len(names)], parts[len(names) :])
+        )
+        return keys, values
+
+    def _make_room(self, new: Sequence[mx.array]) -> None:
+        T = new[0].shape[2]
+        if self._buffers and self._end + T <= self._buffers[0].shape[2]:
             return
         kept = self._end - self._start
-        room = _room(kept + T)
-        self._keys = self._moved(self._keys, keys, room)
-        self._values = self._moved(self._values, values, room)
+        room, old = _room(kept + T), self._buffers
+        self._buffers = [mx.zeros((*x.shape[:2], room, x.shape[3]), x.dtype) for x in new]
+        if kept:
+            for buffer, before in zip(self._buffers, old, strict=True):
+                buffer[:, :, :kept] = before[:, :, self._start : self._end]
         self._start, self._end = 0, kept
 
-    def _moved(self, old: mx.array, new: mx.array, room: int) -> mx.array:
-        """A buffer of `room` tokens that begins with the kept ones."""
-        B, K, _, D = new.shape
-        buffer = mx.zeros((B, K, room, D), new.dtype)
-        if self._end > self._start:
-            buffer[:, :, : self._end - self._start] = old[:, :, self._start : self._end]
-        return buffer
 
-
-def make_cache(spec: DecoderSpec, padding: Sequence[int] | None = None) -> list[Cache]:
+def make_cache(
+    spec: DecoderSpec, padding: Sequence[int] | None = None, packing: Packing | None = None
+) -> list[Cache]:
     """One empty cache per block.
 
     `padding` is for a batch of sequences of unequal length: how many tokens to leave out in front
-    of each row.
+    of each row. `packing` is one that `kv.packing_of` gave for this spec.
     """
-    return [Cache(block.attention.window, padding) for block in spec.blocks]
+    return [Cache(block.attention.window, padding, packing) for block in spec.blocks]
 
 
 def stacked(caches: Sequence[Cache]) -> Cache:
@@ -159,25 +183,25 @@ def stacked(caches: Sequence[Cache]) -> Cache:
     pads = [
         n + offset - cache.offset
         for cache in caches
-        for n in cache.pads or [0] * cache._keys.shape[0]
+        for n in cache.pads or [0] * cache._buffers[0].shape[0]
     ]
-    whole = Cache(caches[0].window, pads)
+    whole = Cache(caches[0].window, pads, caches[0].packing)
     whole.offset = offset
     # What a shorter row lacks here is padding: windows keep as much of every row, or all of it.
     kept = max(cache._end - cache._start for cache in caches)
-    for name in ("_keys", "_values"):
-        parts = [getattr(cache, name)[:, :, cache._start : cache._end] for cache in caches]
-        setattr(whole, name, _roomy(parts, kept))
+    parts = [[x[:, :, cache._start : cache._end] for x in cache._buffers] for cache in caches]
+    whole._buffers = [_roomy(of_all, kept) for of_all in zip(*parts, strict=True)]
     whole._end = kept
     return whole
 
 
-def restored(window: int | None, keys: mx.array, values: mx.array) -> Cache:
-    """The cache of one sequence whose keys and values (1, K, S, D), all of them, are at hand."""
-    cache = Cache(window)
-    cache.offset = S = keys.shape[2]
+def restored(window: int | None, *held: mx.array, packing: Packing | None = None) -> Cache:
+    """The cache of one sequence whose keys and values, all of them, are at hand as `last` gives
+    them: (1, K, S, D), or packed."""
+    cache = Cache(window, packing=packing)
+    cache.offset = S = held[0].shape[2]
     first = 0 if window is None else max(0, S - (window - 1))
-    cache._hold([keys[:, :, first:], values[:, :, first:]])
+    cache._hold([part[:, :, first:] for part in held])
     return cache
 
 
@@ -234,7 +258,7 @@ class Apart:
         """Some of the sequences, in this order."""
         return Apart([self.rows[row] for row in rows], self._count)
 
-    def last(self, count: int, row: int = 0) -> tuple[mx.array, mx.array] | None:
+    def last(self, count: int, row: int = 0) -> tuple[mx.array, ...] | None:
         """As `Cache.last`."""
         return self.rows[row].last(count)
 

@@ -18,6 +18,7 @@ from .errors import InvalidPrompt
 from .sampling import Sampler, Sampling, best
 from .sampling import logprobs as log_probabilities
 from .spec import DecoderSpec
+from .weights.quantised import Packing
 
 if TYPE_CHECKING:
     from .constraint import Constraint
@@ -72,6 +73,8 @@ def prefill(
         mx.eval([layer.arrays for layer in cache])  # one chunk at a time is in memory
         part = prompt[start : min(start + chunk, length - 1)]
         decoder(mx.array([part]), cache, length=length)
+        for layer in cache:
+            layer.compact()  # a window has dropped most of a chunk
         mx.async_eval([layer.arrays for layer in cache])
     return decoder(mx.array([prompt[-1:]]), cache, length=length)[:, -1]
 
@@ -105,7 +108,7 @@ class Feed(Protocol):
 
 
 class DecoderFeed:
-    """A decoder with its caches.
+    """A decoder with its caches, packed where a `packing` of `kv.packing_of` is given.
 
     Where a sequence outgrows the short factors of LongRoPE it is fed once more, because all its
     keys are other ones then.
@@ -113,14 +116,15 @@ class DecoderFeed:
 
     ahead = True
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, packing: Packing | None = None) -> None:
         self.vocab, self.room = decoder.spec.vocab, decoder.spec.learned_positions
-        self._decoder, self._edges = decoder, edges(decoder.spec)
+        self._decoder, self._packing, self._edges = decoder, packing, edges(decoder.spec)
         self._length = 0  # of what was fed
         self._known: list[mx.array] = []  # the same, where it may have to be fed again
 
     def begin(self, prompt: Sequence[int]) -> mx.array:
-        self._length, self._cache = len(prompt), make_cache(self._decoder.spec)
+        self._length = len(prompt)
+        self._cache = make_cache(self._decoder.spec, packing=self._packing)
         self._known = list(map(mx.array, prompt)) if self._edges else []
         return prefill(self._decoder, prompt, self._cache)[0]
 

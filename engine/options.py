@@ -17,6 +17,14 @@ Backend = Annotated[
     str,
     typer.Option(help="mlx or torch; auto takes mlx where parity is certified, else torch."),
 ]
+KvBits = Annotated[
+    int | None,
+    typer.Option(help="Keep keys and values in 8 or 4 bits, with some loss; MLX only."),
+]
+KvGroupSize = Annotated[
+    int | None,
+    typer.Option(help="So many of them share a scale: 64 or 32; default the largest that fits."),
+]
 ModelFolders = Annotated[
     list[str] | None,
     typer.Option("--model-dirs", help="More folders to search, ; between them or given again."),

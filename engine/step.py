@@ -84,9 +84,9 @@ class Steps:
 
     def _look_at(self, decoder: Decoder) -> None:
         """Have the steps of the decoder as it is now."""
-        arrays = _arrays(decoder)
-        if self._arrays is None or not _same(arrays, self._arrays):
-            self._made, self._shell = {}, None
+        if self._arrays is None or not _same(_arrays(decoder), self._arrays):
+            # Nothing may hold the parts' arrays while they are fused: that were the model twice.
+            self._made, self._shell, self._arrays = {}, None, None
             if all(map(_own, decoder.modules())):
                 mx.eval(decoder.parameters())  # what is not there yet would be computed every time
                 self._shell = _shell(decoder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..console import printable, remark
 
 if TYPE_CHECKING:
-    from ..backend import Choice
+    from ..backend import Choice, Running
 
 
 def tell(choice: Choice) -> None:
@@ -19,6 +19,13 @@ def tell(choice: Choice) -> None:
     remark(f"backend: {choice.backend}, {why}")
     for line in details:
         remark(f"  {line}")
+
+
+def tell_packing(running: Running) -> None:
+    """Print how keys and values are kept, where they are packed."""
+    if running.packing is not None:
+        bits, size = running.packing.bits, running.packing.group_size
+        remark(f"keys and values: {bits} bits, groups of {size}")
 
 
 def print_json(value: Any) -> None:

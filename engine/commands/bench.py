@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..console import remark
-from ..options import AsJson, Backend, Device, Dtype, ModelOption, Revision
+from ..options import AsJson, Backend, Device, Dtype, KvBits, KvGroupSize, ModelOption, Revision
 from ._ranks import RanksOption, ranked
 
 
@@ -20,6 +20,8 @@ def bench(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = None,
     json: AsJson = False,
     revision: Revision = None,
     ranks: RanksOption = None,
@@ -29,13 +31,14 @@ def bench(
     from ..bench import bench as measure
     from ..files import find_model
     from ..machine import describe, size
-    from ._output import print_json, rate, show, table, tell
+    from ._output import print_json, rate, show, table, tell, tell_packing
 
     with ranked(ranks) as group:
         files = find_model(model, revision)
         choice = choose_backend(files, backend, device, dtype, group)
         tell(choice)
-        running = open_model(files, choice.backend, dtype, device, group)
+        running = open_model(files, choice.backend, dtype, device, group, kv_bits, kv_group_size)
+        tell_packing(running)
 
         def told(run, timing) -> None:
             what = f"run {run} of {runs}" if run else "warm-up"

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..console import remark
-from ..options import Backend, Device, Dtype, ModelOption, Revision, StopToken
+from ..options import (
+    Backend,
+    Device,
+    Dtype,
+    KvBits,
+    KvGroupSize,
+    ModelOption,
+    Revision,
+    StopToken,
+)
 from ._sampling import with_sampling
 
 if TYPE_CHECKING:
@@ -38,6 +47,8 @@ def chat(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = None,
     revision: Revision = None,
     *,
     wishes: Mapping[str, Any],
@@ -50,14 +61,17 @@ def chat(
     from ..backend import choose_backend, open_model
     from ..errors import EngineError
     from ..files import find_model
-    from ._output import tell
+    from ._output import tell, tell_packing
     from ._sampling import sampling_of, told
 
     files = find_model(model, revision)
     sampling = sampling_of(files.folder, wishes)
     choice = choose_backend(files, backend, device, dtype)
     tell(choice)
-    running = open_model(files, choice.backend, dtype, device)
+    running = open_model(
+        files, choice.backend, dtype, device, kv_bits=kv_bits, kv_group_size=kv_group_size
+    )
+    tell_packing(running)
     tokenizer = running.tokenizer()
     ends = tokenizer.eos_ids | stop_tokens(stop_token or (), tokenizer, running.vocab)
     before: list[Message] = [{"role": "system", "content": system}] if system else []

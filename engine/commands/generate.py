@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..console import remark
-from ..options import Backend, Device, Dtype, ModelOption, Revision, StopToken
+from ..options import (
+    Backend,
+    Device,
+    Dtype,
+    KvBits,
+    KvGroupSize,
+    ModelOption,
+    Revision,
+    StopToken,
+)
 from ._ranks import RanksOption, ranked
 from ._sampling import with_sampling
 
@@ -40,6 +49,8 @@ def generate(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = None,
     revision: Revision = None,
     ranks: RanksOption = None,
     *,
@@ -51,7 +62,7 @@ def generate(
     from ..errors import InvalidPrompt
     from ..files import find_model
     from ..generate import Timing
-    from ._output import rate, tell
+    from ._output import rate, tell, tell_packing
     from ._sampling import constraint_of, sampling_of, told
 
     if not prompt:
@@ -63,7 +74,8 @@ def generate(
             sampling = replace(sampling, seed=int(group.told(str(sampling.seed))))
         choice = choose_backend(files, backend, device, dtype, group)
         tell(choice)
-        running = open_model(files, choice.backend, dtype, device, group)
+        running = open_model(files, choice.backend, dtype, device, group, kv_bits, kv_group_size)
+        tell_packing(running)
         tokenizer = running.tokenizer()
         constraint = constraint_of(json_schema, regex, tokenizer, running.vocab)
         ends = tokenizer.eos_ids | stop_tokens(stop_token or (), tokenizer, running.vocab)

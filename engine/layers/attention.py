@@ -10,7 +10,9 @@ import mlx.core as mx
 from mlx import nn
 
 from ..cache import AnyCache, Cache, attended
+from ..runtime import device_name
 from ..spec import AttentionSpec
+from ..weights.quantised import Packing
 from . import Tap
 from .norm import Norm
 from .rope import Rope
@@ -81,6 +83,12 @@ class Attention(nn.Module):
     def _context(self, cache: Cache, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """(B, H, T, D), (B, K, T, D) twice -> (B, T, H*D)"""
         spec, T = self._spec, q.shape[2]
+        # Not on CUDA, where products of this kind were not tried.
+        if cache.packing is not None and T == 1 and device_name() != "cuda":
+            parts = cache.append(k, v)
+            mask = mask_for(cache, T, parts[0].shape[2], spec.window)
+            how = spec.scale, mask, spec.softcap, self.get("sinks")
+            return flat(attend_packed(q, parts, cache.packing, *how))
         k, v = cache.update(k, v)
         mask = mask_for(cache, T, k.shape[2], spec.window)
         return flat(attend(q, k, v, spec.scale, mask, spec.softcap, self.get("sinks")))
@@ -177,17 +185,54 @@ def attend(
 
     # No fused kernel bends logits, so the products are written out.
     B, H, T, D = q.shape
-    K, S = k.shape[1], k.shape[2]
+    K = k.shape[1]
     q = (q * scale).reshape(B, K, H // K, T, D)
     logits = q @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
-    logits = softcap * mx.tanh(logits / softcap)
+    weights = _weights(logits, mask, softcap, sinks)
+    return (weights @ v[:, :, None]).reshape(B, H, T, -1)
+
+
+def attend_packed(
+    q: mx.array,
+    parts: Sequence[mx.array],
+    packing: Packing,
+    scale: float,
+    mask: mx.array | str | None,
+    softcap: float | None = None,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """`attend` over keys and values as a packed cache has them, which are not unpacked.
+
+    All of it in float32: nothing is rounded but what is kept.
+    """
+    B, H, T, D = q.shape
+    _, K, S, _ = parts[0].shape
+    keys, values = parts[: len(packing.parts)], parts[len(packing.parts) :]
+    # All queries of a key are rows of one product: packed numbers are not repeated for each.
+    x = (q.astype(mx.float32) * scale).reshape(B, K, -1, D)  # (B, H, T, D) -> (B, K, H/K*T, D)
+    logits = mx.quantized_matmul(x, *keys, transpose=True, **packing.settings)
+    weights = _weights(logits.reshape(B, K, H // K, T, S), mask, softcap, sinks)
+    weights = weights.reshape(B, K, -1, S)  # (B, K, H/K, T, S) -> (B, K, H/K*T, S)
+    y = mx.quantized_matmul(weights, *values, transpose=False, **packing.settings)
+    return y.reshape(B, H, T, -1).astype(q.dtype)
+
+
+def _weights(
+    logits: mx.array,
+    mask: mx.array | str | None,
+    softcap: float | None,
+    sinks: mx.array | None,
+) -> mx.array:
+    """The softmax of logits (B, K, H/K, T, S), bent and masked; with sinks their share is gone."""
+    B, K, G, T, S = logits.shape
+    if softcap is not None:
+        logits = softcap * mx.tanh(logits / softcap)
     if isinstance(mask, str):
         mask = mx.arange(S)[None] <= mx.arange(S - T, S)[:, None]
     if mask is not None:
         mask = mask[:, :, None] if mask.ndim == 4 else mask  # (B, 1, 1, T, S)
         logits = mx.where(mask, logits, mx.array(-mx.inf, logits.dtype))
     if sinks is not None:
-        column = mx.broadcast_to(sinks.reshape(1, K, H // K, 1, 1), (B, K, H // K, T, 1))
-        logits = mx.concatenate([logits, column], axis=-1)
-    weights = mx.softmax(logits, axis=-1, precise=True)[..., :S]
-    return (weights @ v[:, :, None]).reshape(B, H, T, D)
+        column = mx.broadcast_to(sinks.reshape(1, K, G, 1, 1), (B, K, G, T, 1))
+        logits = mx.concatenate([logits, column.astype(logits.dtype)], axis=-1)
+    return mx.softmax(logits, axis=-1, precise=True)[..., :S]

@@ -20,7 +20,7 @@ from ..layers.rope import era
 from ..spec import DecoderSpec
 
 # Of every block, the keys and values (1, K, T, D) of some tokens.
-Segment = list[tuple[mx.array, mx.array]]
+Segment = list[tuple[mx.array, ...]]
 
 
 class Prefixes:

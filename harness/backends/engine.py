@@ -1,7 +1,10 @@
 """Our engine as a side: the decoder that serves users, observed through its own taps.
 
 `engine:steps` is the same engine fed token by token: what is judged then at every site is the
-compiled step that decoding runs, not the pass over a whole sequence.
+compiled step that decoding runs, not the pass over a whole sequence. `engine:kv-bits=8` keeps keys
+and values packed, `kv-group-size=32` beside it in groups of 32: the checks of parity are asked of
+the same engine with plain caches, since the loss is wanted; what packing does is asked apart, in
+checks/kv_cache.py and kv_loss.py.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from engine import kv
 from engine.architectures import supported
 from engine.cache import Cache, make_cache
 from engine.decoder import Decoder
@@ -33,6 +37,7 @@ from ..tokenizers.sides import Side, engine_side
 from ..types import CONTEXT, KEY, LOGITS, QUERY, Site, TokenFacts
 from . import Backend, Observe, Request
 from ._code import code_of
+from ._kept import Kept, Watched
 from ._mlx import (
     Gathered,
     as_mlx,
@@ -49,19 +54,39 @@ from ._mlx_streamed import StreamedMLX
 
 
 def load(request: Request) -> Backend:
-    if request.argument not in ("", "steps"):
-        raise BadOption(f"engine:{request.argument}: there are engine and engine:steps")
+    wishes = _wishes(request.argument)
     if request.ranks > 1:
+        if wishes.keys() - {"steps"}:
+            raise BadOption(f"engine:{request.argument}: packed caches are judged on one rank")
         from ._ranked import RankedEngine
 
         return RankedEngine(request)
     device = use_device(request.device)
-    return EngineBackend(request.files, request.dtype, device, steps=bool(request.argument))
+    return EngineBackend(request.files, request.dtype, device, **wishes)
 
 
 def load_streamed(request: Request) -> StreamedMLX:
+    if request.argument:
+        raise BadOption(f"engine:{request.argument}: only engine itself can be streamed")
     device = use_device(request.device)
     return StreamedMLX(request.files, lambda: EngineBackend(request.files, request.dtype, device))
+
+
+def _wishes(argument: str) -> dict[str, Any]:
+    """What follows the colon, `steps,kv-bits=8` or part of it. Raises BadOption."""
+    found: dict[str, Any] = {}
+    for wish in argument.split(",") if argument else ():
+        name, _, value = wish.partition("=")
+        if wish == "steps":
+            found["steps"] = True
+        elif name in ("kv-bits", "kv-group-size") and value.isdecimal():
+            found[name.replace("-", "_")] = int(value)
+        else:
+            raise BadOption(
+                f"engine:{argument}: {wish!r} is none of steps, kv-bits=8 and kv-group-size=64, "
+                "which stand with commas between them"
+            )
+    return found
 
 
 def families() -> frozenset[str]:
@@ -83,9 +108,12 @@ class EngineBackend:
         device: str,
         ranks: Ranks | None = None,
         steps: bool = False,
+        kv_bits: int | None = None,
+        kv_group_size: int | None = None,
     ) -> None:
         self.dtype, self.device, self._ranks, self._steps = dtype, device, ranks, steps
         self.model = load_model(files, dtype=dtype, ranks=ranks)
+        self.packing = kv.packing_of(self.model.spec, kv_bits, kv_group_size)
         self._fused = [name for name in self.model.spec.names if len(name.targets) > 1]
         self._sources = {
             target: name.source
@@ -183,6 +211,16 @@ class EngineBackend:
         if share is not None and ranks is not None:
             watching = whole_tap(watching, share, ranks, inside)
         return self.model.decoder(ids, cache, length=length, tap=watching)
+
+    def packed(self, tokens: Sequence[int]) -> tuple[np.ndarray, list[Kept]]:
+        """Logits (T, V) with keys and values packed, and what came back of those in each block."""
+        assert self.packing is not None
+        windows = [block.attention.window for block in self.model.spec.blocks]
+        caches = [Watched(window, self.packing) for window in windows]
+        sizes = [1] * len(tokens) if self._steps else [len(tokens)]
+        ids = mx.array([list(tokens)])
+        logits = in_chunks(lambda x: self.model.decoder(x, caches, length=len(tokens)), ids, sizes)
+        return to_numpy(logits)[0], [kept for i, c in enumerate(caches) for kept in c.kept(i)]
 
     def batch(
         self, sequences: Sequence[Sequence[int]], chunks: Sequence[int] | None = None

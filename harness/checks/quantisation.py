@@ -6,9 +6,7 @@ that this loss cancels there. Here those weights are compared with the original'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
 
 import numpy as np
 
@@ -17,12 +15,11 @@ from engine.weights.quantised import quantisation
 
 from ..comparison import Comparison, Observation
 from ..errors import BadOption
-from ..metrics import kl, log_likelihood
+from ..losses import KINDS, losses, told
 from ..types import PASS, SKIP, CheckResult
 
 ORDER = 130
 NAME = "quantisation"
-KINDS = ("text", "prompt")  # what users send; where there is none of it, all probes count
 
 
 def applies(comparison: Comparison) -> bool:
@@ -51,13 +48,12 @@ def run(comparison: Comparison) -> CheckResult:
     if not seen:
         reason = "the golden holds a sketch of the logits, which no other model's compare with"
         return CheckResult(NAME, SKIP, reason, reported=True)
-    measures = _measures(seen, _logits(comparison, original, seen))
-    kl_, top1, ratio = (measures[key] for key in ("kl", "top1", "perplexity_ratio"))
-    reason = (
-        f"lost against the original: KL {_shown(kl_)} nats; top-1 {top1['mean']:.1%} ± "
-        f"{top1['standard_error']:.1%}; perplexity times {ratio['mean']:.4g} ± "
-        f"{ratio['standard_error']:.2g}"
+    logits = _logits(comparison, original, seen)
+    measures = losses(
+        (o.probe.tokens, o.evidence.logits, before) for o, before in zip(seen, logits, strict=True)
     )
+    measures |= {"prompts": len(seen), "kinds": sorted({o.probe.kind for o in seen})}
+    reason = f"lost against the original: {told(measures)}"
     return CheckResult(NAME, PASS, reason, measures, reported=True)
 
 
@@ -80,33 +76,3 @@ def _logits(
         )
     backend = load(Request(original, comparison.dtype))
     return [backend.forward(o.probe.tokens) for o in seen]
-
-
-def _measures(seen: Sequence[Observation], originals: Sequence[np.ndarray]) -> dict:
-    """Mean and standard error over prompts."""
-    pairs = [(o, o.evidence.logits, logits) for o, logits in zip(seen, originals, strict=True)]
-    lost = [
-        log_likelihood(before, o.probe.tokens[1:]) - log_likelihood(after, o.probe.tokens[1:])
-        for o, after, before in pairs
-        if len(o.probe.tokens) > 1
-    ]
-    worse = _summary(lost)
-    ratio = math.exp(worse["mean"])
-    return {
-        "prompts": len(pairs),
-        "kinds": sorted({o.probe.kind for o in seen}),
-        "kl": _summary([float(kl(after, before).mean()) for _, after, before in pairs]),
-        "top1": _summary(
-            [float((after.argmax(1) == before.argmax(1)).mean()) for _, after, before in pairs]
-        ),
-        "perplexity_ratio": {"mean": ratio, "standard_error": ratio * worse["standard_error"]},
-    }
-
-
-def _summary(values: Sequence[float]) -> dict[str, float]:
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"mean": fmean(values) if values else 0.0, "standard_error": error}
-
-
-def _shown(value: dict[str, float]) -> str:
-    return f"{value['mean']:.2e} ± {value['standard_error']:.0e}"

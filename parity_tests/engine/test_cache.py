@@ -75,9 +75,9 @@ def test_a_cache_without_the_offset_would_be_seen():
     assert (mx.abs(wrong - right).max() / mx.abs(right).max()).item() > 1e-3
 
 
-def random_decoder(family: str, variant: str, seed: int = 1) -> Decoder:
+def random_decoder(family: str, variant: str, seed: int = 1, **changes: object) -> Decoder:
     mx.random.seed(seed)
-    return Decoder(decoder_spec(Config(config_of(family, variant))))
+    return Decoder(decoder_spec(Config({**config_of(family, variant), **changes})))
 
 
 # Rows that come and go
@@ -161,7 +161,7 @@ def test_padding_that_is_off_by_one_would_be_seen():
     batch = stacked([alone_with(0, [5], None), alone_with(1, [3], None)])
     wrong = Cache(None, [0, 1])
     wrong.offset = batch.offset
-    wrong._hold([batch._keys[:, :, :5], batch._values[:, :, :5]])
+    wrong._hold([buffer[:, :, :5] for buffer in batch._buffers])
     for cache, right in ((batch, True), (wrong, False)):
         new = mx.concatenate([numbered(0, 5, 1), numbered(1, 3, 1)])
         keys, _ = cache.update(new, -new)
@@ -178,8 +178,7 @@ def test_what_is_restored_is_what_was_fed_buffers_included(window, chunks):
     assert made.offset == fed.offset
     for name in ("_start", "_end"):
         assert getattr(made, name) == getattr(fed, name)
-    for name in ("_keys", "_values"):
-        ours, theirs = getattr(made, name), getattr(fed, name)
+    for ours, theirs in zip(made._buffers, fed._buffers, strict=True):
         assert ours.shape == theirs.shape
         assert mx.array_equal(ours[:, :, : made._end], theirs[:, :, : made._end])
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.cache import make_cache
+from engine.cache import SPARE, STEP, Cache, make_cache
 from engine.constraint import Constraint
 from engine.errors import InvalidPrompt, InvalidRequest
 from engine.files import find_model
@@ -183,3 +183,28 @@ def test_impossible_prompts_are_one_line(prompt, words):
     with pytest.raises(InvalidPrompt) as caught:
         next(generate(random_decoder("gpt2", "plain"), prompt, 3))
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def bytes_of(decoder, count: int) -> list[tuple[bool, int]]:
+    """Of every block after a prompt of so many tokens: whether it has a window, and its cache."""
+    caches = make_cache(decoder.spec)
+    mx.eval(prefill(decoder, (PROMPT * count)[:count], caches, chunk=600))
+    windowed = [block.attention.window is not None for block in decoder.spec.blocks]
+    return [(w, cache.nbytes) for w, cache in zip(windowed, caches, strict=True)]
+
+
+def test_caches_of_windows_are_bounded_however_long_the_prompt_and_its_chunks(monkeypatch):
+    decoder = load(find_model("tiny-gemma3")).decoder
+    attention = decoder.spec.blocks[0].attention
+    a_token = 2 * attention.kv_heads * attention.head_dim * 4
+    found = {count: bytes_of(decoder, count) for count in (300, 1207)}
+    for count, sizes in found.items():
+        assert len({windowed for windowed, _ in sizes}) == 2
+        for windowed, size in sizes:
+            if windowed:
+                assert attention.window is not None
+                assert size == a_token * (STEP + SPARE) >= a_token * attention.window
+            else:
+                assert size >= a_token * count
+    monkeypatch.setattr(Cache, "compact", lambda self: None)
+    assert all(size > a_token * (STEP + SPARE) for windowed, size in bytes_of(decoder, 1207))

@@ -215,3 +215,23 @@ def test_each_thread_has_steps_of_its_own():
     thread.start()
     thread.join()
     assert mx.array_equal(found[0], here)
+
+
+def peak_of_first_step(decoder) -> float:
+    """The most memory held while a step is made, over that of the decoder's weights."""
+    mx.eval(decoder.parameters())
+    cache = make_cache(decoder.spec)
+    mx.eval(decoder(mx.array([PROMPT]), cache))
+    weights = sum(array.nbytes for _, array in tree_flatten(decoder.parameters()))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(decoder(mx.array([[1]]), cache))
+    return (mx.get_peak_memory() - before) / weights
+
+
+def test_fusing_has_at_most_a_blocks_weights_twice():
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 12}
+    assert peak_of_first_step(random_decoder("llama", "tied", **shape)) < 0.2
+    whole = random_decoder("llama", "tied", **shape)
+    held = tree_flatten(whole.parameters())  # negative control: somebody has the parts' arrays
+    assert peak_of_first_step(whole) > 0.5 and held
