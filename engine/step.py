@@ -70,7 +70,7 @@ class Steps:
         length = lengths if isinstance(lengths, int) else lengths[0]
         # Streams are a thread's own, and what is compiled has the streams it was traced with.
         how = _as_it_is if hasattr(tap, "feeds") else _plain if tap is no_tap else _watched
-        key = (threading.get_ident(), mx.default_device().type, eras, how)
+        key = (threading.current_thread(), mx.default_device().type, eras, how)
         if key not in self._made:
             self._made[key] = [how(function) for function in _functions(self._shell, length)]
         first, *rest = self._made[key]

@@ -117,12 +117,12 @@ def _head_norm(spec: AttentionSpec, heads: int) -> Norm:
 def mask_for(cache: Cache, queries: int, keys: int, window: int | None) -> mx.array | str | None:
     """What `queries` new tokens, which the cache has taken already, may see of `keys`."""
     offset = None if cache.padding is None else cache.offset - queries
-    return _mask(threading.get_ident(), queries, keys, window, cache.pads, offset)
+    return _mask(threading.current_thread(), queries, keys, window, cache.pads, offset)
 
 
 @lru_cache(maxsize=4)  # all blocks of one kind ask for the same
 def _mask(
-    thread: int,  # whose stream would make it
+    thread: threading.Thread,  # whose stream would make it
     queries: int,
     keys: int,
     window: int | None,
