@@ -218,7 +218,6 @@ class Verdict:
     reference: str
     dtype: str
     device: str
-    ranks: int = 1  # processes of the candidate
     checks: list[CheckResult] = field(default_factory=list)
     sites: list[SiteDiff] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
@@ -229,6 +228,7 @@ class Verdict:
     peak_memory_bytes: int = 0
     diagnosis: str | None = None
     error: str | None = None
+    ranks: int = 1  # processes of the candidate
 
     @property
     def verdict(self) -> str:

@@ -33,5 +33,5 @@ def test_a_fused_product_in_the_wrong_order_is_found(tiny_llama, monkeypatch):
 
 
 def test_another_word_behind_the_colon_is_refused(tiny_llama):
-    with pytest.raises(BadOption, match="engine:step: there are engine and engine:steps"):
+    with pytest.raises(BadOption, match="engine:step: 'step' is none of steps"):
         harness.compare(tiny_llama, "engine:step", "golden")

@@ -78,8 +78,8 @@ def test_rows_whose_padding_is_off_by_one_are_noticed(worded_model, monkeypatch)
     assert run(model, requests) == expected
     init = cache.Cache.__init__
 
-    def off_by_one(self, window=None, padding=None):
-        init(self, window, padding and [max(0, n - 1) for n in padding])
+    def off_by_one(self, window=None, padding=None, packing=None):
+        init(self, window, padding and [max(0, n - 1) for n in padding], packing)
 
     monkeypatch.setattr(cache.Cache, "__init__", off_by_one)
     assert run(model, requests) != expected
