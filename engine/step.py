@@ -1,8 +1,8 @@
 """The decode step: one token a row, for which a device waits for Python and for launches.
 
-What lies between two attentions is one compiled function, with products that share an input fused
-(`fused.py`). Attention itself is called as ever: its keys grow, and a compiled function would have
-to be made anew for every length. The layers' own code is what is compiled, so that there is no
+What lies between two attentions is one function, compiled on a GPU, with products that share an
+input fused (`fused.py`). Attention is called as ever: its keys grow, and a compiled function would
+have to be made anew for every length. The layers' own code is what is compiled, so that there is no
 second decoder; sites are outputs of the compiled functions where a tap wants them.
 """
 
@@ -34,10 +34,12 @@ class Steps:
 
     They are made again when the decoder has other arrays or modules than it had. A decoder with
     modules that are not the engine's own has none, and neither have sequences whose rotation
-    changes with every token.
+    changes with every token. `compiled` None compiles on a GPU: MLX's CPU build would have g++ make
+    every function first, for seconds, and gains nothing by it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool | None = None) -> None:
+        self._compiled = compiled
         self._arrays: list[mx.array] | None = None  # of the decoder they were made of
         self._sure = False  # that these are still its arrays
         self._shell: Any = None  # the decoder with fused blocks; None: it can have no steps
@@ -69,7 +71,7 @@ class Steps:
             return None
         length = lengths if isinstance(lengths, int) else lengths[0]
         # Streams are a thread's own, and what is compiled has the streams it was traced with.
-        how = _as_it_is if hasattr(tap, "feeds") else _plain if tap is no_tap else _watched
+        how = self._how(tap)
         key = (threading.current_thread(), mx.default_device().type, eras, how)
         if key not in self._made:
             self._made[key] = [how(function) for function in _functions(self._shell, length)]
@@ -81,6 +83,13 @@ class Steps:
             x, normed, heads = state
             state = function(tap, x, normed, block.attn.attend(heads, past, no_tap), start)
         return state
+
+    def _how(self, tap: Tap) -> Callable[..., Any]:
+        """What is made of the functions for a tap, on this device."""
+        on_gpu = mx.default_device().type == mx.gpu
+        if hasattr(tap, "feeds") or not (on_gpu if self._compiled is None else self._compiled):
+            return _as_it_is
+        return _plain if tap is no_tap else _watched
 
     def _look_at(self, decoder: Decoder) -> None:
         """Have the steps of the decoder as it is now."""

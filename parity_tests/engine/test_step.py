@@ -16,10 +16,17 @@ from engine.layers.packed import PackedLinear
 from engine.step import Steps
 from engine.weights.quantised import Packing
 from harness.random_models import variants
-from parity_tests.engine.test_cache import random_decoder
+from parity_tests.engine import test_cache
 
 PROMPT = [5, 17, 3, 99, 42, 7, 7, 23, 64, 8, 11]
 FIRST = dict(reversed(variants()))  # of every family
+
+
+def random_decoder(family, variant, **more):
+    """A decoder whose steps are compiled on any device."""
+    decoder = test_cache.random_decoder(family, variant, **more)
+    decoder._steps = Steps(compiled=True)
+    return decoder
 
 
 class NoSteps(Steps):
@@ -54,10 +61,18 @@ def off_by(actual: mx.array, expected: mx.array) -> float:
 
 @pytest.mark.parametrize("family", sorted(FIRST))
 def test_the_step_gives_what_the_decoder_gives(family):
-    decoder = random_decoder(family, FIRST[family])
+    decoder = test_cache.random_decoder(family, FIRST[family])
     expected = plainly(decoder)
     assert off_by(decoded(decoder), expected) < 1e-5
-    assert decoder._steps._shell is not None, "it was not compiled"
+    assert decoder._steps._shell is not None, "there was no step"
+
+
+@pytest.mark.parametrize(("family", "variant"), [("llama", "llama3"), ("gpt2", "plain")])
+def test_compiled_or_not_it_is_the_same(family, variant):
+    decoder = test_cache.random_decoder(family, variant)
+    bare = decoded(decoder)
+    decoder._steps = Steps(compiled=True)
+    assert off_by(decoded(decoder), bare) < 1e-6
 
 
 def test_a_step_of_another_model_would_show():
@@ -169,7 +184,7 @@ def test_rows_of_a_batch(pads):
         rest = [decoder(tokens[:, i : i + 1], cache) for i in range(6, 12)]
         return mx.concatenate(rest, axis=1)
 
-    assert off_by(run(Steps()), run(NoSteps())) < 1e-5
+    assert off_by(run(Steps(compiled=True)), run(NoSteps())) < 1e-5
 
 
 def test_sequences_apart():
@@ -185,7 +200,7 @@ def test_sequences_apart():
         layers = [Apart(rows, 3) for rows in zip(*alone, strict=True)]
         return decoder(mx.array([[4], [5], [0]]), layers)[:2]
 
-    assert off_by(run(Steps()), run(NoSteps())) < 1e-5
+    assert off_by(run(Steps(compiled=True)), run(NoSteps())) < 1e-5
 
 
 def test_a_rotation_that_changes_with_every_token_is_not_compiled():
