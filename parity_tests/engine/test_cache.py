@@ -47,7 +47,7 @@ def test_a_window_bounds_the_memory():
 
 
 @pytest.mark.parametrize(("family", "variant"), variants())
-@settings(max_examples=5)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_chunks_give_the_logits_of_one_pass(family, variant, data):
     decoder = random_decoder(family, variant)

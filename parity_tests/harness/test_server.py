@@ -133,6 +133,7 @@ def test_mlx_lm_server_at_bfloat16_against_torch(mlx_server, tmp_path):
     assert ask(url, checks=checks).exit_status == 1
 
 
+@pytest.mark.full
 def test_a_tokenizer_seen_by_counts_alone(command, tmp_path):
     """Found in mlx-lm 0.32.2: a prompt that is an earlier one with its continuation ends the thread
     that generates, and with it all answers."""

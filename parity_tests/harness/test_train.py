@@ -240,7 +240,10 @@ def test_mlx_lm_and_transformers_read_the_same_model(name: str) -> None:
 # The script ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n == "tiny-gpt2" else pytest.mark.full) for n in NAMES],
+)
 def test_training_repeats_bit_for_bit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
