@@ -72,9 +72,9 @@ def _report(sides: Sides, device: str, options: Any) -> None:
                 taken[name].append(done)
     for name, done in taken.items():
         print(
-            f"  {name:10} prefill {_middle(t.prefill for t in done):9.1f} tokens/s, "
-            f"decode {_middle(t.decode for t in done):7.1f}, "
-            f"processor {1e3 * _middle(t.cpu for t in done):.2f} ms a token"
+            f"  {name:10} prefill {statistics.median(t.prefill for t in done):9.1f} tokens/s, "
+            f"decode {statistics.median(t.decode for t in done):7.1f}, "
+            f"processor {1e3 * statistics.median(t.cpu for t in done):.2f} ms a token"
         )
     ours = taken.pop("engine")
     for name, theirs in taken.items():
@@ -89,10 +89,6 @@ def _report(sides: Sides, device: str, options: Any) -> None:
                 end="",
             )
         print(f"{same} of {options.tokens} tokens the same", flush=True)
-
-
-def _middle(values: Any) -> float:
-    return statistics.median(values)
 
 
 def _ours(sides: Sides, prompt: list[int], count: int) -> Turn:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx import nn
 
-from .layers import Tap
+from .layers import Tap, no_tap
 from .layers.attention import Attention
 from .layers.mlp import MLP
 from .layers.packed import PackedLinear
@@ -62,16 +61,16 @@ class FusedAttention(Attention):
     def heads(
         self, x: mx.array, start: int | mx.array, length: int | Sequence[int], tap: Tap
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """As `Attention.heads`. One token's queries and keys are turned together where no norm
-        comes between."""
+        """As `Attention.heads`, of one token a row. Queries and keys are turned together where no
+        norm comes between."""
         spec = self._spec
-        B, T, _ = x.shape
-        if spec.qk_norm is not None or T > 1:
+        if spec.qk_norm is not None:
             return super().heads(x, start, length, tap)
         H, K = spec.heads, spec.kv_heads
         y = self.qkv(x)
-        self._told(y, tap)
-        y = y.reshape(B, H + 2 * K, 1, -1)  # (B, 1, (H+2K)*D) -> (B, H+2K, 1, D)
+        if tap is not no_tap:
+            self._told(y, tap)
+        y = y.reshape(len(y), H + 2 * K, 1, -1)  # (B, 1, (H+2K)*D) -> (B, H+2K, 1, D)
         if spec.clip is not None:
             y = mx.clip(y, -spec.clip, spec.clip)
         turned, v = mx.split(y, [H + K], axis=1)
@@ -85,9 +84,8 @@ class FusedAttention(Attention):
 
     def _told(self, y: mx.array, tap: Tap) -> tuple[mx.array, mx.array, mx.array]:
         """(B, T, (H+2K)*D) in three, which a tap sees."""
-        spec = self._spec
-        ends = np.cumsum([spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim]).tolist()
-        q, k, v = mx.split(y, ends, axis=-1)
+        H, K, D = self._spec.heads, self._spec.kv_heads, self._spec.head_dim
+        q, k, v = mx.split(y, [H * D, (H + K) * D], axis=-1)
         return tap("q", q), tap("k", k), tap("v", v)
 
 

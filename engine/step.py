@@ -93,15 +93,14 @@ class Steps:
 
     def _look_at(self, decoder: Decoder) -> None:
         """Have the steps of the decoder as it is now."""
-        if self._arrays is None or not _same(_arrays(decoder), self._arrays):
+        own = all(map(_own, decoder.modules()))
+        if not own or self._arrays is None or not _same(_arrays(decoder), self._arrays):
             # Nothing may hold the parts' arrays while they are fused: that were the model twice.
             self._made, self._shell, self._arrays = {}, None, None
-            if all(map(_own, decoder.modules())):
+            if own:
                 mx.eval(decoder.parameters())  # what is not there yet would be computed every time
                 self._shell = _shell(decoder)
-            self._arrays = _arrays(decoder)
-        elif not all(map(_own, decoder.modules())):
-            self._made, self._shell, self._arrays = {}, None, None
+                self._arrays = _arrays(decoder)
         self._sure = True
 
 

@@ -32,7 +32,7 @@ class Prefixes:
     def __init__(self, spec: DecoderSpec, limit: int, step: int = 1) -> None:
         self._limit, self._step = limit, step
         self._windows = [block.attention.window for block in spec.blocks]
-        self._ropes = {block.attention.rope: None for block in spec.blocks}  # a set in order
+        self._ropes = spec.stretched
         self.clear()
 
     def clear(self) -> None:
@@ -91,7 +91,7 @@ class Prefixes:
         return path, count
 
     def _era(self, length: int) -> tuple[int, ...]:
-        return tuple(era(rope, length) for rope in self._ropes if rope is not None)
+        return tuple(era(rope, length) for rope in self._ropes)
 
     def same_era(self, one: int, other: int) -> bool:
         """Whether a token has the same keys in sequences of both lengths."""
