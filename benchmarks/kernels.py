@@ -17,7 +17,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from engine import kernels
+from engine.kernels import matrix_vector
 
 GROUP, BITS = 64, 4
 SHAPES = (
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _ours(x: mx.array, w: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
-    return kernels.matrix_vector(x, w, scales, biases, GROUP)
+    return matrix_vector.product(x, w, scales, biases, GROUP)
 
 
 def _mlx(x: mx.array, w: mx.array, scales: mx.array, biases: mx.array) -> mx.array:

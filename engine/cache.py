@@ -8,7 +8,9 @@ bits: `Packing` says how. This module knows shapes and windows, not models.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import mlx.core as mx
 
@@ -80,6 +82,15 @@ class Cache:
         """
         end = max(whole or 0, self.offset + count)
         return end if self.pads is None else tuple(end - n for n in self.pads)
+
+    @property
+    def spans(self) -> mx.array:
+        """(B, 2) of int32: where, in the buffers, what the last token of each padded row sees
+        begins and ends."""
+        assert self.pads is not None
+        first = 0 if self.window is None else max(0, self._end - self.window)
+        dropped = self.offset - self._end  # tokens that are in no buffer
+        return _spans(threading.current_thread(), self.pads, dropped, first, self._end)
 
     @property
     def used(self) -> bool:
@@ -164,6 +175,17 @@ class Cache:
             for buffer, before in zip(self._buffers, old, strict=True):
                 buffer[:, :, :kept] = before[:, :, self._start : self._end]
         self._start, self._end = 0, kept
+
+
+@lru_cache(maxsize=4)  # all blocks of one kind ask for the same
+def _spans(
+    thread: threading.Thread,  # whose stream makes it
+    pads: tuple[int, ...],
+    dropped: int,
+    first: int,
+    end: int,
+) -> mx.array:
+    return mx.array([(min(max(first, n - dropped), end - 1), end) for n in pads], mx.int32)
 
 
 def make_cache(

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx import nn
 
 from ..cache import AnyCache, Cache, attended
+from ..kernels import ragged
 from ..runtime import device_name
 from ..spec import AttentionSpec
 from ..weights.quantised import Packing
@@ -90,6 +91,9 @@ class Attention(nn.Module):
             how = spec.scale, mask, spec.softcap, self.get("sinks")
             return flat(attend_packed(q, parts, cache.packing, *how))
         k, v = cache.update(k, v)
+        plain = spec.softcap is None and not spec.sinks and cache.packing is None
+        if plain and cache.pads is not None and ragged.takes(q, k, v):
+            return flat(ragged.attend(q, *cache.arrays, cache.spans, spec.scale))
         mask = mask_for(cache, T, k.shape[2], spec.window)
         return flat(attend(q, k, v, spec.scale, mask, spec.softcap, self.get("sinks")))
 

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from .. import kernels
+from ..kernels import matrix_vector
 from ..runtime import device_name
 from ..weights.quantised import Packing
 
@@ -92,9 +92,9 @@ def _fill(module: Any, shape: tuple[int, ...]) -> None:
 def _product(x: mx.array, module: Any) -> mx.array:
     """x times the transposed matrix (out, in)."""
     how = module.packing
-    if kernels.takes(x, module.weight, module.scales, how.mode, how.bits, how.group_size):
+    if matrix_vector.takes(x, module.weight, module.scales, how.mode, how.bits, how.group_size):
         parts = module.weight, module.scales, module.biases
-        return kernels.matrix_vector(x, *parts, how.group_size)
+        return matrix_vector.product(x, *parts, how.group_size)
     return _multiply(mx.quantized_matmul, x, module)
 
 

@@ -101,6 +101,16 @@ def seen_by_rows(cache: Cache, keys: mx.array, window: int | None) -> list[list[
     ]
 
 
+def seen_by_spans(cache: Cache) -> list[list[float]]:
+    """The same by where the cache says that each row begins and ends in its buffers."""
+    return [
+        row[first:end]
+        for row, (first, end) in zip(
+            cache.arrays[0][:, 0, :, 0].tolist(), cache.spans.tolist(), strict=True
+        )
+    ]
+
+
 def alone_with(row: int, lengths: list[int], window: int | None) -> Cache:
     """A cache of one row, fed in chunks."""
     cache, first = Cache(window), 0
@@ -143,6 +153,8 @@ def test_rows_that_join_and_leave_see_their_own_tokens(data):
                 for n, L in rows
             ]
             assert seen_by_rows(batch, keys, window) == expected
+            if batch.pads is not None:
+                assert seen_by_spans(batch) == expected
         lengths = batch.lengths(0)
         lengths = [lengths] * len(rows) if isinstance(lengths, int) else list(lengths)
         assert lengths == [length for _, length in rows]

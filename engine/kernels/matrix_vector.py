@@ -1,8 +1,4 @@
-"""Kernels of our own, for the places where MLX's cost most. Each has MLX's as its reference.
-
-A kernel is here because it was measured to be faster (`benchmarks/kernels.py`), on a machine that
-docs/PERFORMANCE.md names; anywhere else the reference runs.
-"""
+"""One row times a matrix packed in 4 bits, on CUDA. Reference: `mx.quantized_matmul`."""
 
 from __future__ import annotations
 
@@ -71,7 +67,7 @@ _MATRIX_VECTOR_4 = """
 def takes(
     x: mx.array, weight: mx.array, scales: mx.array, mode: str, bits: int, group: int
 ) -> bool:
-    """Whether `matrix_vector` can compute a product, on this device."""
+    """Whether `product` can compute it, and is the faster, on this device."""
     width = x.shape[-1]
     return (
         x.size == width
@@ -89,13 +85,10 @@ def takes(
     )
 
 
-def matrix_vector(
+def product(
     x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, group: int
 ) -> mx.array:
-    """One row (..., in) times W^T, of W (out, in) packed in 4 bits: (..., out), on CUDA.
-
-    Reference: `mx.quantized_matmul`.
-    """
+    """One row (..., in) times W^T, of W (out, in) packed in 4 bits: (..., out)."""
     rows, width = len(weight), x.shape[-1]
     each = 4 if rows >= WIDE else 2
     blocks = -(-rows // (each * WARPS))
