@@ -85,12 +85,11 @@ class Cache:
 
     @property
     def spans(self) -> mx.array:
-        """(B, 2) of int32: where, in the buffers, what the last token of each padded row sees
-        begins and ends."""
-        assert self.pads is not None
+        """(B, 2), int32: where what each row's last token sees begins and ends in the buffers."""
         first = 0 if self.window is None else max(0, self._end - self.window)
         dropped = self.offset - self._end  # tokens that are in no buffer
-        return _spans(threading.current_thread(), self.pads, dropped, first, self._end)
+        pads = self.pads or (0,) * len(self._buffers[0])
+        return _spans(threading.current_thread(), pads, dropped, first, self._end)
 
     @property
     def used(self) -> bool:

@@ -1,6 +1,7 @@
 """Attention of one query a row, over rows that begin at different places of one buffer, on CUDA.
 
-Reference: `attend` of layers/attention.py with a mask, for which MLX has no fused kernel there.
+Reference: `attend` of layers/attention.py with a mask, for which MLX has no fused kernel there; of
+rows that begin together its own is slower as well, except for few and short ones.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def takes(q: mx.array, keys: mx.array, values: mx.array) -> bool:
     K = keys.shape[1]
     return (
         T == 1
+        and B > 1  # else MLX's own is fused too, and shares one sequence among blocks
         and D in WIDTHS
         and values.shape[-1] == D
         and WARPS * (H // K) * (D + 2) * 4 <= SHARED

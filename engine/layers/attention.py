@@ -92,7 +92,7 @@ class Attention(nn.Module):
             return flat(attend_packed(q, parts, cache.packing, *how))
         k, v = cache.update(k, v)
         plain = spec.softcap is None and not spec.sinks and cache.packing is None
-        if plain and cache.pads is not None and ragged.takes(q, k, v):
+        if plain and ragged.takes(q, k, v):
             return flat(ragged.attend(q, *cache.arrays, cache.spans, spec.scale))
         mask = mask_for(cache, T, k.shape[2], spec.window)
         return flat(attend(q, k, v, spec.scale, mask, spec.softcap, self.get("sinks")))

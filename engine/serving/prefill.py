@@ -7,6 +7,7 @@ Short prompts that have nothing in common are fed as one batch. Nothing here kno
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -15,18 +16,31 @@ from ..decoder import Decoder
 from .job import Job
 from .prefixes import Prefixes, Segment
 
-WASTE = 0.75  # of the length of prompts that are fed at once, the shorter to the longer at least
-ALIKE = 16  # tokens that prompts may begin with in common and be fed at once all the same
+
+@dataclass(frozen=True)
+class Pace:
+    """How much is fed at once: `chunk` tokens, for which the rows that decode have to wait.
+
+    Of two prompts that are fed as one batch the shorter has at least `alike` of the other's length.
+    """
+
+    chunk: int
+    alike: float
+
+
+# What a pass costs beside its tokens is much on CUDA and little on a CPU. Metal was not measured.
+PACES = {"cuda": Pace(2048, 0.4), "metal": Pace(512, 0.75), "cpu": Pace(512, 0.75)}
+SHARED = 16  # tokens that prompts may begin with in common and be fed at once all the same
 
 
 class Prefill:
-    """`chunk` is in tokens. `whole_chunks`: what ends otherwise is not kept for others."""
+    """`whole_chunks`: what ends otherwise than with a chunk is not kept for others."""
 
     def __init__(
-        self, decoder: Decoder, prefixes: Prefixes, chunk: int, whole_chunks: bool
+        self, decoder: Decoder, prefixes: Prefixes, pace: Pace, whole_chunks: bool
     ) -> None:
         self._decoder, self._prefixes = decoder, prefixes
-        self._chunk, self._whole_chunks = chunk, whole_chunks
+        self._pace, self._whole_chunks = pace, whole_chunks
 
     def feed(self, job: Job) -> int:
         """Feed the next chunk of what a job knows; with the last one its next token is chosen.
@@ -42,13 +56,13 @@ class Prefill:
             if not job.made:  # else it is fed again, and has been counted
                 job.cached += job.at - before
 
-        end = min(total, job.at - job.at % self._chunk + self._chunk)
+        end = min(total, job.at - job.at % self._pace.chunk + self._pace.chunk)
         tokens = mx.array([job.known[job.at : end]])
         logits = self._decoder(tokens, job.cache, length=total, last=True)[0, -1]
         # Of a chunk that others follow, the last block and the head are nobody's wish.
         mx.eval(logits if end == total else [layer.arrays for layer in job.cache])
         count, job.at = end - job.at, end
-        if end % self._chunk == 0 or not self._whole_chunks:
+        if end % self._pace.chunk == 0 or not self._whole_chunks:
             self._prefixes.put(job.known[:end], total, lambda n: last_tokens(job.cache, n))
         for layer in job.cache:
             layer.compact()
@@ -65,15 +79,15 @@ class Prefill:
         """
         if self._whole_chunks or jobs[0].at:
             return []
-        found, total = [], len(jobs[0].known)
+        found, total, alike = [], len(jobs[0].known), self._pace.alike
         for job in jobs:
             length, longest = len(job.known), max(len(other.known) for other in [*found, job])
             if (
                 not job.at
-                and WASTE * total <= length <= total / WASTE
-                and (len(found) + 1) * longest <= min(room, self._chunk)
+                and alike * total <= length <= total / alike
+                and (len(found) + 1) * longest <= min(room, self._pace.chunk)
                 and self._prefixes.same_era(length, total)
-                and not any(_alike(job, other) for other in found)
+                and not any(_shared(job, other) for other in found)
                 and self._prefixes.find(job.known) is None
             ):
                 found.append(job)
@@ -101,9 +115,9 @@ class Prefill:
         return sum(len(job.known) for job in jobs)
 
 
-def _alike(one: Job, other: Job) -> bool:
+def _shared(one: Job, other: Job) -> bool:
     """Whether what two prompts begin with is worth being computed once."""
-    pairs = zip(one.known[: ALIKE + 1], other.known, strict=False)
+    pairs = zip(one.known[: SHARED + 1], other.known, strict=False)
     return all(a == b for a, b in pairs)
 
 

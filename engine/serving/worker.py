@@ -18,16 +18,17 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from ..errors import InvalidRequest, QueueFull, RankLost, ShuttingDown, one_line
 from ..generate import check_prompt
-from ..runtime import peak_memory
+from ..runtime import device_name, peak_memory
 from .job import Job
 from .lockstep import IDLE, Lockstep, News, seeded
-from .prefill import Prefill
+from .prefill import PACES, Prefill
 from .prefixes import Prefixes
 from .requests import Done, Piece, Request, WorkerStatus
 from .rows import Rows
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Done", "Piece", "Request", "Ticket", "Worker", "WorkerStatus"]
 
-CHUNK = 512  # tokens of a prompt that the rows wait for between two steps
 _FAILURES = 3  # of MLX, one after the other: it will not come back
 _TIDY = 256  # turns between two times that MLX gives back memory nobody uses
 _LONGEST_WAIT = 600.0  # seconds; further no estimate reaches
@@ -50,6 +50,8 @@ class Worker:
 
     At most `max_rows` run at once and `queue` wait. `deterministic`: a request's tokens and
     log-probabilities have the same bits whatever runs beside it; see docs/SERVER.md for the price.
+    `prefill_chunk` is how many tokens of prompts the rows wait for between two steps; None: what
+    suits the device.
     `lockstep` is for a model over several ranks: only rank 0's takes requests.
     `max_prompt_tokens` and `max_tokens` are the most that a request may have and ask for. The model
     must have been loaded by the thread that makes the worker.
@@ -62,20 +64,23 @@ class Worker:
         max_rows: int = 8,
         queue: int = 64,
         prefix_cache_bytes: int = 1 << 30,
-        prefill_chunk: int = CHUNK,
+        prefill_chunk: int | None = None,
         deterministic: bool = False,
         max_prompt_tokens: int | None = None,
         max_tokens: int | None = None,
         lockstep: Lockstep | None = None,
     ) -> None:
         self._spec, self._tokenizer = model.spec, model.tokenizer
-        self._max_rows, self._queue, self._chunk = max_rows, queue, prefill_chunk
+        pace = PACES[device_name()]
+        if prefill_chunk is not None:
+            pace = replace(pace, chunk=prefill_chunk)
+        self._max_rows, self._queue, self._chunk = max_rows, queue, pace.chunk
         self._max_prompt_tokens, self._max_tokens = max_prompt_tokens, max_tokens
         mx.eval(model.decoder.parameters())  # no other thread can evaluate what this one made
-        step = prefill_chunk if deterministic else 1
+        step = pace.chunk if deterministic else 1
         room = prefix_cache_bytes if lockstep is None or lockstep.same_caches else 0
         self._prefixes = Prefixes(model.spec, room, step)
-        self._prefill = Prefill(model.decoder, self._prefixes, prefill_chunk, deterministic)
+        self._prefill = Prefill(model.decoder, self._prefixes, pace, deterministic)
         self._rows = Rows(model.decoder, self._prefixes, max_rows if deterministic else None)
         self._filling: deque[Job] = deque()
 

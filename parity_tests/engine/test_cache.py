@@ -153,8 +153,7 @@ def test_rows_that_join_and_leave_see_their_own_tokens(data):
                 for n, L in rows
             ]
             assert seen_by_rows(batch, keys, window) == expected
-            if batch.pads is not None:
-                assert seen_by_spans(batch) == expected
+            assert seen_by_spans(batch) == expected
         lengths = batch.lengths(0)
         lengths = [lengths] * len(rows) if isinstance(lengths, int) else list(lengths)
         assert lengths == [length for _, length in rows]

@@ -71,6 +71,7 @@ def test_rows_that_begin_apart_are_left_to_mlx_elsewhere():
     q, cache, _, _ = filled(4, 2, 16, mx.float32, None)
     assert ragged.takes(q, *cache.arrays) == mx.cuda.is_available()
     assert not ragged.takes(mx.repeat(q, 2, axis=2), *cache.arrays)
+    assert not ragged.takes(q[:1], *(x[:1] for x in cache.arrays))
     assert not ragged.takes(q.astype(mx.float16), *cache.arrays)
     assert not ragged.takes(q[..., :10], *(x[..., :10] for x in cache.arrays))
 
