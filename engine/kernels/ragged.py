@@ -13,27 +13,31 @@ from typing import Any
 import mlx.core as mx
 
 WARPS = 8  # of a block, 32 lanes each
-WIDTHS = (16, 32, 64, 128, 256)  # of a head
+WIDEST = 256  # head: a warp holds a key
 SHARED = 48_000  # bytes that a block's warps may leave for each other
 SHORT = 2048  # keys up to which it is fast however few blocks there are,
 BLOCKS = 64  # and how many blocks give the device enough to do with more
 
-# A block is one row and one head of keys, with the G heads of queries that share it. L lanes hold
-# one key, 8 numbers each, so that a warp looks at 32 / L keys at once; each such place keeps its
-# own largest logit, sum and weighted values, and they are brought together at the end. All sums are
-# float32. Logits begin at a number instead of -inf: a place without keys has no weight either way.
+# A block is one row and one head of keys, with the G heads of queries that share it. L lanes, a
+# power of two, have one key, 8 numbers each or none, so that a warp looks at 32 / L keys at once;
+# each such place keeps its own largest logit, sum and weighted values, which are brought together
+# at the end. All sums are float32. Logits begin at a number instead of -inf: a place without keys
+# has no weight either way.
 _SOURCE = """
   struct __align__(16) Eight { T of[8]; };
-  constexpr int L = D / 8, PLACES = WARPS * 32 / L;
+  constexpr int PLACES = WARPS * 32 / L;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int part = lane % L, place = threadIdx.x / L;
+  const bool holds = 8 * part < D;
+  auto power = [](float x) { return sizeof(T) == 4 ? expf(x) : __expf(x); };
   const long pair = blockIdx.x;
   const int row = pair / keys_shape[1];
   const int first = spans[2 * row], end = spans[2 * row + 1];
   float query[G][8], best[G], sum[G], total[G][8];
   #pragma unroll
   for (int g = 0; g < G; g++) {
-    Eight q8 = *reinterpret_cast<const Eight*>(q + (pair * G + g) * D + 8 * part);
+    Eight q8 = {};
+    if (holds) q8 = *reinterpret_cast<const Eight*>(q + (pair * G + g) * D + 8 * part);
     best[g] = -1e30f;
     sum[g] = 0.f;
     #pragma unroll
@@ -47,8 +51,11 @@ _SOURCE = """
   for (int at = first; at < end; at += PLACES) {
     const bool real = at + place < end;
     const long from = start + (long)(real ? at + place : first) * D;
-    Eight k8 = *reinterpret_cast<const Eight*>(keys + from);
-    Eight v8 = *reinterpret_cast<const Eight*>(values + from);
+    Eight k8 = {}, v8 = {};
+    if (holds) {
+      k8 = *reinterpret_cast<const Eight*>(keys + from);
+      v8 = *reinterpret_cast<const Eight*>(values + from);
+    }
     #pragma unroll
     for (int g = 0; g < G; g++) {
       float logit = 0.f;
@@ -58,7 +65,7 @@ _SOURCE = """
       for (int half = L / 2; half > 0; half >>= 1)
         logit += __shfl_xor_sync(0xffffffffu, logit, half);
       const float top = real ? fmaxf(best[g], logit) : best[g];
-      const float old = __expf(best[g] - top), weight = real ? __expf(logit - top) : 0.f;
+      const float old = power(best[g] - top), weight = real ? power(logit - top) : 0.f;
       best[g] = top;
       sum[g] = sum[g] * old + weight;
       #pragma unroll
@@ -72,7 +79,7 @@ _SOURCE = """
     for (int step = L; step < 32; step <<= 1) {
       const float other = __shfl_xor_sync(0xffffffffu, best[g], step);
       const float top = fmaxf(best[g], other);
-      const float mine = __expf(best[g] - top), theirs = __expf(other - top);
+      const float mine = power(best[g] - top), theirs = power(other - top);
       best[g] = top;
       sum[g] = sum[g] * mine + __shfl_xor_sync(0xffffffffu, sum[g], step) * theirs;
       #pragma unroll
@@ -80,7 +87,7 @@ _SOURCE = """
         total[g][j] = total[g][j] * mine
           + __shfl_xor_sync(0xffffffffu, total[g][j], step) * theirs;
     }
-    if (lane < L) {
+    if (lane < L && holds) {
       #pragma unroll
       for (int j = 0; j < 8; j++) totals[warp][g][8 * part + j] = total[g][j];
       if (lane == 0) { tops[warp][g] = best[g]; sums[warp][g] = sum[g]; }
@@ -92,7 +99,7 @@ _SOURCE = """
     float top = -1e30f, whole = 0.f, y = 0.f;
     for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][g]);
     for (int w = 0; w < WARPS; w++) {
-      const float share = __expf(tops[w][g] - top);
+      const float share = power(tops[w][g] - top);
       whole += share * sums[w][g];
       y += share * totals[w][g][i % D];
     }
@@ -111,7 +118,8 @@ def takes(q: mx.array, keys: mx.array, values: mx.array) -> bool:
     return (
         T == 1
         and B > 1  # else MLX's own is fused too, and shares one sequence among blocks
-        and D in WIDTHS
+        and D % 8 == 0
+        and D <= WIDEST
         and values.shape[-1] == D
         and WARPS * (H // K) * (D + 2) * 4 <= SHARED
         and (keys.shape[2] <= SHORT or B * K >= BLOCKS)
@@ -130,10 +138,10 @@ def attend(
     to the second.
     """
     B, H, _, D = q.shape
-    K = keys.shape[1]
+    K, lanes = keys.shape[1], 1 << (D // 8 - 1).bit_length()
     return _kernel(scale)(
         inputs=[q, keys, values, spans],
-        template=[("T", q.dtype), ("D", D), ("G", H // K), ("WARPS", WARPS)],
+        template=[("T", q.dtype), ("D", D), ("L", lanes), ("G", H // K), ("WARPS", WARPS)],
         grid=(B * K * WARPS * 32, 1, 1),
         threadgroup=(WARPS * 32, 1, 1),
         output_shapes=[q.shape],

@@ -52,7 +52,9 @@ def test_anything_else_is_left_to_mlx():
 
 @on_cuda
 @pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 2, 16), (32, 8, 64), (8, 1, 128)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width"), [(4, 2, 24), (32, 8, 64), (8, 1, 128), (2, 2, 256)]
+)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
 def test_one_query_a_row_over_rows_that_begin_apart(heads, kv_heads, width, dtype, window):
     q, cache, keys, values = filled(heads, kv_heads, width, dtype, window)
@@ -60,7 +62,7 @@ def test_one_query_a_row_over_rows_that_begin_apart(heads, kv_heads, width, dtyp
     mask = mask_for(cache, 1, keys.shape[2], window)
     wide = (x.astype(mx.float32) for x in (q, keys, values))
     expected = attend(*wide, width**-0.5, mask)
-    rounding = max(off_by(expected.astype(dtype), expected), 1e-6)
+    rounding = max(off_by(expected.astype(dtype), expected), 3e-7)
     actual = ragged.attend(q, *cache.arrays, cache.spans, width**-0.5)
     assert off_by(actual, expected) < 1.5 * rounding
     shifted = ragged.attend(q, *cache.arrays, cache.spans - mx.array([0, 1]), width**-0.5)
