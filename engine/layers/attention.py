@@ -83,17 +83,19 @@ class Attention(nn.Module):
 
     def _context(self, cache: Cache, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """(B, H, T, D), (B, K, T, D) twice -> (B, T, H*D)"""
-        spec, T = self._spec, q.shape[2]
-        # Not on CUDA, where products of this kind were not tried.
-        if cache.packing is not None and T == 1 and device_name() != "cuda":
+        spec, T, packing = self._spec, q.shape[2], cache.packing
+        plain = spec.softcap is None and not spec.sinks
+        # What stands in for a cache may give back other keys than lie in its buffers.
+        if plain and isinstance(cache, Cache) and ragged.takes(q, k, v, packing):
+            cache.append(k, v)
+            return flat(ragged.attend(q, cache.arrays, cache.spans, spec.scale, packing))
+        # MLX has no product of this kind on CUDA.
+        if packing is not None and T == 1 and device_name() != "cuda":
             parts = cache.append(k, v)
             mask = mask_for(cache, T, parts[0].shape[2], spec.window)
             how = spec.scale, mask, spec.softcap, self.get("sinks")
-            return flat(attend_packed(q, parts, cache.packing, *how))
+            return flat(attend_packed(q, parts, packing, *how))
         k, v = cache.update(k, v)
-        plain = spec.softcap is None and not spec.sinks and cache.packing is None
-        if plain and ragged.takes(q, k, v):
-            return flat(ragged.attend(q, *cache.arrays, cache.spans, spec.scale))
         mask = mask_for(cache, T, k.shape[2], spec.window)
         return flat(attend(q, k, v, spec.scale, mask, spec.softcap, self.get("sinks")))
 

@@ -9,6 +9,7 @@ import pytest
 from engine.cache import Cache
 from engine.kernels import matrix_vector, ragged
 from engine.layers.attention import attend, mask_for
+from engine.weights.quantised import Packing
 
 on_cuda = pytest.mark.skipif(not mx.cuda.is_available(), reason="MLX has no CUDA device here")
 
@@ -52,40 +53,65 @@ def test_anything_else_is_left_to_mlx():
 
 @on_cuda
 @pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "width"), [(4, 2, 24), (32, 8, 64), (8, 1, 128), (2, 2, 256)]
-)
+@pytest.mark.parametrize("tokens", [300, 3000])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 2, 24), (32, 8, 64), (2, 2, 256)])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
-def test_one_query_a_row_over_rows_that_begin_apart(heads, kv_heads, width, dtype, window):
-    q, cache, keys, values = filled(heads, kv_heads, width, dtype, window)
-    assert ragged.takes(q, *cache.arrays)
-    mask = mask_for(cache, 1, keys.shape[2], window)
+def test_one_query_a_row_over_rows_that_begin_apart(heads, kv_heads, width, dtype, tokens, window):
+    check_ragged(*filled(heads, kv_heads, width, dtype, tokens, window))
+
+
+@on_cuda
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("tokens", [300, 3000])
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("packing", [Packing(64, 8), Packing(32, 8), Packing(64, 4)])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_one_query_a_row_over_packed_keys_and_values(rows, packing, width, dtype, tokens):
+    check_ragged(*filled(8, 2, width, dtype, tokens, None, packing, rows))
+
+
+def check_ragged(q: mx.array, cache: Cache, keys: mx.array, values: mx.array):
+    """The kernel beside the product that a mask is for, in float32."""
+    width = q.shape[-1]
+    assert ragged.takes(q, keys, values, cache.packing)
+    mask = mask_for(cache, 1, keys.shape[2], cache.window)
     wide = (x.astype(mx.float32) for x in (q, keys, values))
     expected = attend(*wide, width**-0.5, mask)
-    rounding = max(off_by(expected.astype(dtype), expected), 3e-7)
-    actual = ragged.attend(q, *cache.arrays, cache.spans, width**-0.5)
-    assert off_by(actual, expected) < 1.5 * rounding
-    shifted = ragged.attend(q, *cache.arrays, cache.spans - mx.array([0, 1]), width**-0.5)
-    assert off_by(shifted, expected) > 0.05
+    # Keys that were packed are rounded to their dtype before they are compared with.
+    rounding = max(off_by(expected.astype(q.dtype), expected), 3e-7)
+    limit = (1.5 if cache.packing is None else 3) * rounding
+    how = width**-0.5, cache.packing
+    assert off_by(ragged.attend(q, cache.arrays, cache.spans, *how), expected) < limit
+    shifted = cache.spans - mx.array([0, 1])
+    assert off_by(ragged.attend(q, cache.arrays, shifted, *how), expected) > 3 * limit
 
 
 def test_rows_that_begin_apart_are_left_to_mlx_elsewhere():
-    q, cache, _, _ = filled(4, 2, 16, mx.float32, None)
-    assert ragged.takes(q, *cache.arrays) == mx.cuda.is_available()
-    assert not ragged.takes(mx.repeat(q, 2, axis=2), *cache.arrays)
-    assert not ragged.takes(q[:1], *(x[:1] for x in cache.arrays))
-    assert not ragged.takes(q.astype(mx.float16), *cache.arrays)
-    assert not ragged.takes(q[..., :10], *(x[..., :10] for x in cache.arrays))
+    q, _, k, v = filled(4, 2, 24, mx.float32, 300, None)
+    assert ragged.takes(q, k, v) == mx.cuda.is_available()
+    assert not ragged.takes(mx.repeat(q, 2, axis=2), k, v)
+    assert not ragged.takes(q[:1], k[:1], v[:1])
+    assert not ragged.takes(q.astype(mx.float16), k, v)
+    assert not ragged.takes(q[..., :10], k[..., :10], v[..., :10])
 
 
-def filled(heads: int, kv_heads: int, width: int, dtype: mx.Dtype, window: int | None):
+def filled(
+    heads: int,
+    kv_heads: int,
+    width: int,
+    dtype: mx.Dtype,
+    tokens: int,
+    window: int | None,
+    packing: Packing | None = None,
+    rows: int = 4,
+):
     """A query a row, a cache that has its key, and the keys and values that a mask is for."""
     mx.random.seed(0)
-    cache = Cache(window, [0, 7, 299, 40])
+    cache = Cache(window, [0, 7, 299, 40][:rows], packing)
 
     def some(count: int, tokens: int) -> mx.array:
-        return mx.random.normal((4, count, tokens, width)).astype(dtype)
+        return mx.random.normal((rows, count, tokens, width)).astype(dtype)
 
-    for tokens in (300, 1, 1):
-        keys, values = cache.update(some(kv_heads, tokens), some(kv_heads, tokens))
+    for count in (tokens, 1, 1):
+        keys, values = cache.update(some(kv_heads, count), some(kv_heads, count))
     return some(heads, 1), cache, keys, values
