@@ -84,6 +84,11 @@ class Cache:
         return end if self.pads is None else tuple(end - n for n in self.pads)
 
     @property
+    def held(self) -> int:
+        """How many tokens are kept, which the next one sees."""
+        return self._end - self._start
+
+    @property
     def spans(self) -> mx.array:
         """(B, 2), int32: where what each row's last token sees begins and ends in the buffers."""
         first = 0 if self.window is None else max(0, self._end - self.window)
@@ -167,7 +172,7 @@ class Cache:
         T = new[0].shape[2]
         if self._buffers and self._end + T <= self._buffers[0].shape[2]:
             return
-        kept = self._end - self._start
+        kept = self.held
         room, old = _room(kept + T), self._buffers
         self._buffers = [mx.zeros((*x.shape[:2], room, x.shape[3]), x.dtype) for x in new]
         if kept:
@@ -209,7 +214,7 @@ def stacked(caches: Sequence[Cache]) -> Cache:
     whole = Cache(caches[0].window, pads, caches[0].packing)
     whole.offset = offset
     # What a shorter row lacks here is padding: windows keep as much of every row, or all of it.
-    kept = max(cache._end - cache._start for cache in caches)
+    kept = max(cache.held for cache in caches)
     parts = [[x[:, :, cache._start : cache._end] for x in cache._buffers] for cache in caches]
     whole._buffers = [_roomy(of_all, kept) for of_all in zip(*parts, strict=True)]
     whole._end = kept

@@ -1,8 +1,8 @@
 """Attention of one query a row, over rows that begin at different places of a buffer, on CUDA.
 
 Reference: `attend` of layers/attention.py with a mask, for which MLX has no fused kernel there, and
-`attend_packed` for keys and values in fewer bits, for which it has no product. Of rows that begin
-together its own is slower as well, except for few and short ones.
+`attend_packed` for keys and values in fewer bits, for which it has no product. For many rows that
+begin together, and for long ones, its own is slower as well.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ WIDEST = 256  # head: a warp holds a key
 SHARED = 48_000  # bytes that a block's warps may leave for each other
 BLOCKS = 256  # that keep a device busy
 SHARE = 256  # keys of a row that are worth a block of their own
+LONG = 8192  # keys from which MLX's own kernel is slower, of one sequence that is not packed
 
 # A block has one row, one head of keys with the G heads of queries that share it, and a share of
 # the keys. L lanes, a power of two, have one key, 8 numbers each or none, so that a warp looks at
@@ -163,16 +164,16 @@ __device__ void eight_packed(const unsigned* words, const T scale, const T bias,
 _PARTS = ("", "_scales", "_biases")
 
 
-def takes(q: mx.array, k: mx.array, v: mx.array, packing: Packing | None = None) -> bool:
+def takes(q: mx.array, k: mx.array, v: mx.array, seen: int, packing: Packing | None = None) -> bool:
     """Whether `attend` can do it, and is the fastest, on this device.
 
-    For queries (B, H, 1, D), and keys and values (B, K, ..., D), which are kept packed or as they
-    are.
+    For queries (B, H, 1, D) that see so many keys and values (B, K, ..., D), which are kept packed
+    or as they are.
     """
     B, H, T, D = q.shape
     K = k.shape[1]
     if packing is None:
-        kept = B > 1
+        kept = B > 1 or seen >= LONG
     else:
         kept = packing.mode == "affine" and packing.bits in (4, 8) and packing.fits(D)
     return (

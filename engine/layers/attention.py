@@ -86,7 +86,8 @@ class Attention(nn.Module):
         spec, T, packing = self._spec, q.shape[2], cache.packing
         plain = spec.softcap is None and not spec.sinks
         # What stands in for a cache may give back other keys than lie in its buffers.
-        if plain and isinstance(cache, Cache) and ragged.takes(q, k, v, packing):
+        own = isinstance(cache, Cache)
+        if plain and own and ragged.takes(q, k, v, cache.held + T, packing):
             cache.append(k, v)
             return flat(ragged.attend(q, cache.arrays, cache.spans, spec.scale, packing))
         # MLX has no product of this kind on CUDA.
