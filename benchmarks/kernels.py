@@ -1,7 +1,9 @@
-"""The engine's own kernels beside MLX's: how fast, and how far from the same product in float64.
+"""The engine's own kernels beside MLX's: how fast, and how far from the same in wider numbers.
 
-Matrices of the shapes of llama models, packed in 4 bits, times one row. Several take turns, so that
-none stays in a cache; medians of five runs. Needs a CUDA device. Usage:
+Matrices of the shapes of llama models, packed in 4 bits, times one row, beside the product in
+float64. Several take turns, so that none stays in a cache. Then attention of one query a row, each
+to the end of what came before it; MLX's with the mask that rows of unequal length need, and with
+none. Medians of five runs. Needs a CUDA device. Usage:
 
     python benchmarks/kernels.py [--dtype bfloat16]
 """
@@ -17,13 +19,22 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from engine.kernels import matrix_vector
+from engine.cache import Cache
+from engine.kernels import matrix_vector, ragged
+from engine.layers.attention import attend, mask_for
+from engine.weights.quantised import Packing
 
 GROUP, BITS = 64, 4
 SHAPES = (
     (3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192),
     (6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096),
 )  # fmt: skip
+# Rows, heads, heads of keys, width of a head; of as many tokens each.
+ROWS = ((1, 32, 8, 64), (1, 32, 8, 128), (8, 32, 8, 128), (32, 32, 8, 64))
+TOKENS = (300, 2000, 8000, 32_000)
+LARGEST = 300_000  # tokens in all rows
+PACKINGS = {"ours": None, "8 bits": Packing(GROUP, 8), "4 bits": Packing(GROUP, 4)}
+CHAIN = 16  # attentions, each of what the last one gave
 Product = Callable[[mx.array, mx.array, mx.array, mx.array], mx.array]
 
 
@@ -35,6 +46,14 @@ def main() -> None:
         sys.exit("kernels: MLX has no CUDA device here")
     mx.random.seed(0)
     print(f"mlx {mx.__version__} on {mx.device_info()['device_name']}, {dtype}")
+    _matrices(dtype)
+    for shape in ROWS:
+        for tokens in TOKENS:
+            if shape[0] * tokens <= LARGEST:
+                _attention(shape, tokens, dtype)
+
+
+def _matrices(dtype: mx.Dtype) -> None:
     sides: dict[str, Product] = {"ours": _ours, "mlx": _mlx}
     for rows, width in SHAPES:
         x = mx.random.normal((1, 1, width)).astype(dtype)
@@ -57,6 +76,68 @@ def main() -> None:
             + f": {ratio:.2f} times as fast",
             flush=True,
         )
+
+
+def _attention(shape: tuple[int, int, int, int], tokens: int, dtype: mx.Dtype) -> None:
+    rows, heads, kv_heads, width = shape
+    scale = width**-0.5
+
+    def some(heads: int, tokens: int) -> mx.array:
+        return mx.random.normal((rows, heads, tokens, width)).astype(dtype)
+
+    q, past, new = some(heads, 1), [some(kv_heads, tokens) for _ in "kv"], some(kv_heads, 1)
+    figures, plain = {}, Cache(None, range(rows))
+    for name, packing in PACKINGS.items():
+        cache = Cache(None, range(rows), packing)
+        cache.update(*past)
+        kept = cache.update(new, new)
+        figures[name] = _chained(_kernel(cache, scale), q, kept)
+        if packing is None:
+            plain, keys = cache, kept
+            error = _off(_kernel(cache, scale)(q), q, keys, cache, scale)
+    mask = mask_for(plain, 1, keys[0].shape[2], None)
+    masks = {"mlx": mask} if mask is None else {"mlx": mask, "mlx without a mask": None}
+    for name, mask in masks.items():
+        figures[name] = _chained(lambda x, m=mask: attend(x, *keys, scale, m), q, keys)
+    print(
+        f"  {rows} rows of {tokens} tokens, {heads} heads of {width}, {kv_heads} of keys: "
+        + ", ".join(f"{name} {1e6 * seconds:.1f} us" for name, seconds in figures.items())
+        + f"; off by {error:.1e}",
+        flush=True,
+    )
+
+
+def _kernel(cache: Cache, scale: float) -> Callable[[mx.array], mx.array]:
+    return lambda x: ragged.attend(x, cache.arrays, cache.spans, scale, cache.packing)
+
+
+def _off(actual: mx.array, q: mx.array, keys: tuple, cache: Cache, scale: float) -> float:
+    """rms of the difference from the same in float32, over the rms of that."""
+    wide = (x.astype(mx.float32) for x in (q, *keys))
+    expected = attend(*wide, scale, mask_for(cache, 1, keys[0].shape[2], None))
+    difference = actual.astype(mx.float32) - expected
+    return mx.sqrt((difference**2).mean() / (expected**2).mean()).item()
+
+
+def _chained(side: Callable[[mx.array], mx.array], q: mx.array, others: object) -> float:
+    """Seconds of one, where each has to wait for the one before it."""
+    mx.eval(q, others)
+
+    def chain() -> mx.array:
+        x = q
+        for _ in range(CHAIN):
+            x = side(x)
+        return x
+
+    mx.eval(chain())
+    taken = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _ in range(4):
+            mx.async_eval(chain())
+        mx.synchronize()
+        taken.append((time.perf_counter() - begin) / 4 / CHAIN)
+    return statistics.median(taken)
 
 
 def _ours(x: mx.array, w: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
