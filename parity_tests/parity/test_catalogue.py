@@ -27,7 +27,7 @@ MODELS = (
     "mixtral/window",
     "olmo3/yarn",
 )
-EVERY = {"engine": 6, "mlx-lm": 12}  # one in so many: the rest is the full run's
+EVERY = {"engine": 10, "mlx-lm": 12}  # one in so many: the rest is the full run's
 
 
 @pytest.fixture(scope="module", params=EVERY)

@@ -37,7 +37,7 @@ pytest.importorskip("transformers")
 
 CHATS = [question for question in QUESTIONS if question.kind == CHAT]
 TEMPLATES = sorted(path.stem for path in (Path(__file__).parents[1] / "templates").glob("*.jinja"))
-FUZZ, FULL_FUZZ = 1_000, 20_000
+FUZZ, FULL_FUZZ = 500, 20_000
 TEKKEN = 20_000  # of its 130,000 sequences, except in the full run
 
 

@@ -37,7 +37,7 @@ def answers(worded_model):
 
 
 @pytest.mark.parametrize(("family", "variant"), SOME)
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(data=st.data())
 def test_any_schedule(worded_model, answers, family, variant, data):
     """Requests that come while others are read, in part or not at all, and that are cancelled."""
