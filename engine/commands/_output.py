@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..console import printable, remark
 
 if TYPE_CHECKING:
-    from ..backend import Choice, Running
+    from ..backend import Choice
+    from ..weights.quantised import Packing
 
 
 def tell(choice: Choice) -> None:
@@ -21,11 +22,10 @@ def tell(choice: Choice) -> None:
         remark(f"  {line}")
 
 
-def tell_packing(running: Running) -> None:
+def tell_packing(packing: Packing | None) -> None:
     """Print how keys and values are kept, where they are packed."""
-    if running.packing is not None:
-        bits, size = running.packing.bits, running.packing.group_size
-        remark(f"keys and values: {bits} bits, groups of {size}")
+    if packing is not None:
+        remark(f"keys and values: {packing.bits} bits, groups of {packing.group_size}")
 
 
 def print_json(value: Any) -> None:

@@ -38,7 +38,7 @@ def bench(
         choice = choose_backend(files, backend, device, dtype, group)
         tell(choice)
         running = open_model(files, choice.backend, dtype, device, group, kv_bits, kv_group_size)
-        tell_packing(running)
+        tell_packing(running.packing)
 
         def told(run, timing) -> None:
             what = f"run {run} of {runs}" if run else "warm-up"

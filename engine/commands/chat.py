@@ -71,7 +71,7 @@ def chat(
     running = open_model(
         files, choice.backend, dtype, device, kv_bits=kv_bits, kv_group_size=kv_group_size
     )
-    tell_packing(running)
+    tell_packing(running.packing)
     tokenizer = running.tokenizer()
     ends = tokenizer.eos_ids | stop_tokens(stop_token or (), tokenizer, running.vocab)
     before: list[Message] = [{"role": "system", "content": system}] if system else []

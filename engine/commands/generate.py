@@ -75,7 +75,7 @@ def generate(
         choice = choose_backend(files, backend, device, dtype, group)
         tell(choice)
         running = open_model(files, choice.backend, dtype, device, group, kv_bits, kv_group_size)
-        tell_packing(running)
+        tell_packing(running.packing)
         tokenizer = running.tokenizer()
         constraint = constraint_of(json_schema, regex, tokenizer, running.vocab)
         ends = tokenizer.eos_ids | stop_tokens(stop_token or (), tokenizer, running.vocab)

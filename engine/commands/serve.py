@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import Backend, Device, Dtype, ModelOption, Revision
+from ..options import Backend, Device, Dtype, KvBits, KvGroupSize, ModelOption, Revision
 from ._ranks import RanksOption, ranked
 
 
@@ -35,6 +35,8 @@ def serve(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = None,
     revision: Revision = None,
     ranks: RanksOption = None,
 ) -> None:
@@ -46,7 +48,7 @@ def serve(
     from ..serving.run import serve as answer
     from ..serving.service import Service, served_name
     from ..serving.settings import Settings, read_keys
-    from ._output import tell
+    from ._output import tell, tell_packing
 
     keys = read_keys(api_key_file) if api_key_file else ()
     settings = Settings(host, port, keys, tuple(allow_origin or ()), max_tokens)
@@ -56,11 +58,14 @@ def serve(
         choice = choose_backend(files, backend, device, dtype, group)
         tell(choice)
         if choice.backend == MLX:
+            from ..kv import packing_of
             from ..model import load
             from ..serving.lockstep import Lockstep
             from ..serving.worker import Worker
 
             loaded = load(files, dtype=dtype, ranks=group)
+            packing = packing_of(loaded.spec, kv_bits, kv_group_size)
+            tell_packing(packing)
             tokenizer, vocab = loaded.tokenizer, loaded.spec.vocab
             worker = Worker(
                 loaded,
@@ -68,6 +73,7 @@ def serve(
                 queue=queue,
                 prefix_cache_bytes=prefix_cache * 1_000_000,
                 deterministic=deterministic,
+                packing=packing,
                 lockstep=None if group is None else Lockstep(group, loaded),
             )
         else:
@@ -77,7 +83,9 @@ def serve(
                 raise BackendUnavailable(
                     "--deterministic is MLX's: add --backend mlx, or leave it out"
                 )
-            running = open_model(files, choice.backend, dtype, device)
+            running = open_model(
+                files, choice.backend, dtype, device, kv_bits=kv_bits, kv_group_size=kv_group_size
+            )
             tokenizer, vocab = running.tokenizer(), running.vocab
             worker = SingleWorker(running, tokenizer, queue=queue)
         service = Service(

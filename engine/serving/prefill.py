@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..cache import AnyCache, make_cache
 from ..decoder import Decoder
+from ..weights.quantised import Packing
 from .job import Job
 from .prefixes import Prefixes, Segment
 
@@ -34,12 +35,20 @@ SHARED = 16  # tokens that prompts may begin with in common and be fed at once a
 
 
 class Prefill:
-    """`whole_chunks`: what ends otherwise than with a chunk is not kept for others."""
+    """`whole_chunks`: what ends otherwise than with a chunk is not kept for others.
+
+    `packing` is that of the caches.
+    """
 
     def __init__(
-        self, decoder: Decoder, prefixes: Prefixes, pace: Pace, whole_chunks: bool
+        self,
+        decoder: Decoder,
+        prefixes: Prefixes,
+        pace: Pace,
+        whole_chunks: bool,
+        packing: Packing | None = None,
     ) -> None:
-        self._decoder, self._prefixes = decoder, prefixes
+        self._decoder, self._prefixes, self._packing = decoder, prefixes, packing
         self._pace, self._whole_chunks = pace, whole_chunks
 
     def feed(self, job: Job) -> int:
@@ -50,7 +59,8 @@ class Prefill:
         """
         total = len(job.known)
         if not job.at:
-            job.cache, job.prefilled = make_cache(self._decoder.spec), total
+            job.cache = make_cache(self._decoder.spec, packing=self._packing)
+            job.prefilled = total
         if (known := self._prefixes.find(job.known, job.at)) is not None:
             job.cache, before, job.at = known, job.at, known[0].offset
             if not job.made:  # else it is fed again, and has been counted
@@ -97,7 +107,7 @@ class Prefill:
         """Feed whole prompts as rows of one batch, and choose their next tokens; as `feed`."""
         longest = max(len(job.known) for job in jobs)
         pads = [longest - len(job.known) for job in jobs]
-        layers = make_cache(self._decoder.spec, pads)
+        layers = make_cache(self._decoder.spec, pads, self._packing)
         rows = [[0] * pad + job.known for pad, job in zip(pads, jobs, strict=True)]
         logits = self._decoder(mx.array(rows), layers, last=True)[:, -1]  # (B, V)
         likeliest = greedy(logits)

@@ -18,19 +18,22 @@ import mlx.core as mx
 from ..cache import Cache, restored
 from ..layers.rope import era
 from ..spec import DecoderSpec
+from ..weights.quantised import Packing
 
-# Of every block, the keys and values (1, K, T, D) of some tokens.
+# Of every block, the keys and values (1, K, T, D) of some tokens, or the parts of both.
 Segment = list[tuple[mx.array, ...]]
 
 
 class Prefixes:
-    """At most `limit` bytes of keys and values. A limit of 0 keeps nothing.
+    """At most `limit` bytes of keys and values, packed by `packing`. A limit of 0 keeps nothing.
 
     Found lengths are multiples of `step`.
     """
 
-    def __init__(self, spec: DecoderSpec, limit: int, step: int = 1) -> None:
-        self._limit, self._step = limit, step
+    def __init__(
+        self, spec: DecoderSpec, limit: int, step: int = 1, packing: Packing | None = None
+    ) -> None:
+        self._limit, self._step, self._packing = limit, step, packing
         self._windows = [block.attention.window for block in spec.blocks]
         self._ropes = spec.stretched
         self.clear()
@@ -98,11 +101,9 @@ class Prefixes:
         return self._era(one) == self._era(other)
 
     def _cache(self, block: int, path: Sequence[_Node], count: int) -> Cache:
-        keys, values = (
-            mx.concatenate([node.segment[block][part] for node in path], axis=2)[:, :, :count]
-            for part in (0, 1)
-        )
-        return restored(self._windows[block], keys, values)
+        parts = zip(*(node.segment[block] for node in path), strict=True)
+        whole = (mx.concatenate(part, axis=2)[:, :, :count] for part in parts)
+        return restored(self._windows[block], *whole, packing=self._packing)
 
     def _add(self, tokens: tuple[int, ...], segment: Segment, parent: _Node) -> _Node:
         node = parent.children[tokens[0]] = _Node(tokens, segment, parent)
@@ -143,7 +144,7 @@ class _Node:
 
     @property
     def nbytes(self) -> int:
-        return sum(keys.nbytes + values.nbytes for keys, values in self.segment)
+        return sum(part.nbytes for parts in self.segment for part in parts)
 
 
 def _common(known: Sequence[int], tokens: Sequence[int], start: int) -> int:
@@ -157,6 +158,6 @@ def _common(known: Sequence[int], tokens: Sequence[int], start: int) -> int:
 def _cut(segment: Segment, first: int, end: int) -> Segment:
     """A copy of some tokens: a slice would keep the whole alive."""
     at = mx.arange(first, end)
-    cut = [(mx.take(keys, at, axis=2), mx.take(values, at, axis=2)) for keys, values in segment]
+    cut = [tuple(mx.take(part, at, axis=2) for part in parts) for parts in segment]
     mx.eval(cut)
     return cut

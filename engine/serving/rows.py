@@ -15,23 +15,34 @@ import mlx.core as mx
 from ..cache import AnyCache, Apart, make_cache
 from ..decoder import Decoder
 from ..generate import edges
+from ..weights.quantised import Packing
 from .job import Job, Told
 from .prefill import greedy, last_tokens
 from .prefixes import Prefixes
 
 
 class Rows:
-    """`fixed` is None, or how many rows each step has, whoever is in it, each attended to alone."""
+    """`fixed` is None, or how many rows each step has, whoever is in it, each attended to alone.
 
-    def __init__(self, decoder: Decoder, prefixes: Prefixes, fixed: int | None = None) -> None:
-        self._decoder, self._prefixes, self._fixed = decoder, prefixes, fixed
+    `packing` is that of the caches.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prefixes: Prefixes,
+        fixed: int | None = None,
+        packing: Packing | None = None,
+    ) -> None:
+        self._decoder, self._prefixes = decoder, prefixes
+        self._fixed, self._packing = fixed, packing
         self._edges = edges(decoder.spec)
         self.clear()
 
     def clear(self) -> None:
         """Have no rows."""
         self.jobs: list[Job] = []
-        blocks = make_cache(self._decoder.spec)
+        blocks = make_cache(self._decoder.spec, packing=self._packing)
         self._layers: list[AnyCache] = (
             [*blocks] if self._fixed is None else [Apart([], self._fixed) for _ in blocks]
         )

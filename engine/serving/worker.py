@@ -26,6 +26,7 @@ import mlx.core as mx
 from ..errors import InvalidRequest, QueueFull, RankLost, ShuttingDown, one_line
 from ..generate import check_prompt
 from ..runtime import device_name, peak_memory
+from ..weights.quantised import Packing
 from .job import Job
 from .lockstep import IDLE, Lockstep, News, seeded
 from .prefill import PACES, Prefill
@@ -50,6 +51,7 @@ class Worker:
 
     At most `max_rows` run at once and `queue` wait. `deterministic`: a request's tokens and
     log-probabilities have the same bits whatever runs beside it; see docs/SERVER.md for the price.
+    `packing` is that of keys and values, one that `kv.packing_of` gave for the model.
     `prefill_chunk` is how many tokens of prompts the rows wait for between two steps; None: what
     suits the device.
     `lockstep` is for a model over several ranks: only rank 0's takes requests.
@@ -66,6 +68,7 @@ class Worker:
         prefix_cache_bytes: int = 1 << 30,
         prefill_chunk: int | None = None,
         deterministic: bool = False,
+        packing: Packing | None = None,
         max_prompt_tokens: int | None = None,
         max_tokens: int | None = None,
         lockstep: Lockstep | None = None,
@@ -79,9 +82,10 @@ class Worker:
         mx.eval(model.decoder.parameters())  # no other thread can evaluate what this one made
         step = pace.chunk if deterministic else 1
         room = prefix_cache_bytes if lockstep is None or lockstep.same_caches else 0
-        self._prefixes = Prefixes(model.spec, room, step)
-        self._prefill = Prefill(model.decoder, self._prefixes, pace, deterministic)
-        self._rows = Rows(model.decoder, self._prefixes, max_rows if deterministic else None)
+        self._prefixes = Prefixes(model.spec, room, step, packing)
+        self._prefill = Prefill(model.decoder, self._prefixes, pace, deterministic, packing)
+        fixed = max_rows if deterministic else None
+        self._rows = Rows(model.decoder, self._prefixes, fixed, packing)
         self._filling: deque[Job] = deque()
 
         self._changed = threading.Condition()  # of what other threads change or wait for: these

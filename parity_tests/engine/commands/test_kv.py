@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
+import httpx2
 import pytest
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
@@ -50,6 +52,21 @@ def test_bench_and_chat_take_them_as_well(ran, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
     told = ran("chat", "--max-tokens", 3, "--kv-bits", 8)
     assert told.status == 0, told.err
+
+
+def test_a_server_keeps_them_packed(packable, ran):
+    pytest.importorskip("fastapi")
+    from parity_tests.engine.serving.conftest import serving
+
+    given = ("--model", packable, "--kv-bits", 4)
+    body = {"prompt": "def main(", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    with serving(*given, stderr=subprocess.PIPE) as process:
+        answer = httpx2.post(process.url + "/v1/completions", json=body, trust_env=False)
+        process.process.terminate()
+        err = process.process.stderr.read()
+    assert "keys and values: 4 bits, groups of 64\n" in err
+    options = ("--prompt", "def main(", "--max-tokens", 40, "--kv-bits", 4)
+    assert answer.json()["choices"][0]["text"] + "\n" == ran("generate", *options).out
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from engine.decoder import Decoder
-from engine.generate import generate
+from engine.generate import DecoderFeed, steps
 from engine.model import load
 from engine.serving.requests import Done, Piece, Request
 from engine.serving.worker import Worker
 from engine.tokenizer.stream import StreamDecoder
+from engine.weights.quantised import Packing
 
 
 class Words:
@@ -42,11 +43,11 @@ def worded(folder, dtype="float32"):
     return model
 
 
-def alone(model, request: Request) -> list[int]:
+def alone(model, request: Request, packing: Packing | None = None) -> list[int]:
     """What `engine.generate` makes of a greedy request."""
-    return list(
-        generate(model.decoder, request.prompt, request.max_tokens, stop=request.stop_tokens)
-    )
+    feed, prompt = DecoderFeed(model.decoder, packing), request.prompt
+    found = steps(feed, prompt, request.max_tokens, stop=request.stop_tokens)
+    return [step.token for step in found]
 
 
 def read(ticket) -> tuple[list[Piece], Done]:
