@@ -102,7 +102,7 @@ class Prefixes:
 
     def _cache(self, block: int, path: Sequence[_Node], count: int) -> Cache:
         parts = zip(*(node.segment[block] for node in path), strict=True)
-        whole = (mx.concatenate(part, axis=2)[:, :, :count] for part in parts)
+        whole = (mx.concatenate(list(part), axis=2)[:, :, :count] for part in parts)
         return restored(self._windows[block], *whole, packing=self._packing)
 
     def _add(self, tokens: tuple[int, ...], segment: Segment, parent: _Node) -> _Node:
