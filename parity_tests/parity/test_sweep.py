@@ -18,6 +18,7 @@ pytestmark = pytest.mark.full
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("family", "variant"), variants())
 def test_clean_runs_raise_no_alarm(tmp_path, family, variant, dtype, seed):
+    """Of so many runs one is open now and then: more prompts decide it."""
     model = write_model(tmp_path, config_of(family, variant), seed=seed)
-    verdict = harness.compare(model, "engine", "torch", dtype)
+    verdict = harness.compare(model, "engine", "torch", dtype, until_decided=True)
     assert verdict.verdict == "pass", summary(verdict)
