@@ -131,6 +131,7 @@ def test_what_is_read_back_is_what_was_recorded(against, golden):
         assert all(array.dtype == np.float32 for array in evidence.feed.values())
 
 
+@pytest.mark.full
 def test_a_golden_of_a_7b_model_takes_less_than_5_megabytes():
     """32 blocks 4096 wide and 128,256 tokens, on the probes such a model has."""
     random, blocks, vocabulary = np.random.default_rng(0), 32, 128_256

@@ -102,6 +102,7 @@ def test_a_rank_that_is_killed_ends_the_others(engine, gone):
     assert not any(rank.is_running() for rank in ranks)
 
 
+@pytest.mark.full
 def test_a_rank_that_hangs_ends_the_others(engine):
     variables = {PATIENCE: "2"}
     process = engine("generate", "--prompt", "x", "--max-tokens", 100_000, **variables)

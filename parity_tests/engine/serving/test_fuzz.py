@@ -16,6 +16,7 @@ BODY = {"prompt": "def main(", "max_tokens": 8, "temperature": 0}
 COUNT = re.compile(r'engine_http_responses_total\{route="[^"]*",status="(\d+)"\} (\S+)')
 
 
+@pytest.mark.full
 def test_fuzzed_requests_are_served_or_refused(chat_model, tmp_path):
     pytest.importorskip("schemathesis")
     with serving("--model", chat_model, "--max-tokens", 8) as process:

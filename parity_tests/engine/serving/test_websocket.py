@@ -88,6 +88,7 @@ def test_who_leaves_is_cancelled_at_once(service, how):
         assert eventually(lambda: worker.tickets[0].cancelled)
 
 
+@pytest.mark.full
 def test_a_reader_that_stops_is_let_go(service):
     class Wordy(Worker):
         def submit(self, request):
