@@ -139,8 +139,9 @@ def test_what_a_template_refuses_is_said_before_anything_is_typed(chatted, model
 
 # The terminal becomes the one that Ctrl-C is sent from; a fork of this process may have threads.
 OWN_TERMINAL = """
-import fcntl, runpy, sys, termios
+import fcntl, runpy, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
 runpy.run_module("engine", run_name="__main__")
 """
 
