@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -114,15 +114,13 @@ def _answer(
     from ..answer import Answer
 
     answer, pieces, note = Answer(tokenizer, ends=ends, skip_special=True), [], ""
-    with _one_interrupt() as interrupted:
+    with _one_interrupt():
         try:
             for step in running.steps(
                 tokenizer.chat(messages), max_tokens, stop=ends, sampling=sampling
             ):
                 pieces.append(answer.push(step.token))
                 print(pieces[-1], end="", flush=True)
-                if interrupted():
-                    raise KeyboardInterrupt
             if answer.stopped_by is None:
                 note = f"(ends here after {len(pieces)} tokens: --max-tokens allows more)"
         except KeyboardInterrupt:
@@ -135,22 +133,16 @@ def _answer(
 
 
 @contextmanager
-def _one_interrupt() -> Iterator[Callable[[], bool]]:
-    """A second Ctrl-C in here, of one who is impatient, does not end the program.
-
-    Gives whether there was a first one: what it raises is lost where Python has nobody to tell, as
-    in a destructor.
-    """
-    seen: list[int] = []
+def _one_interrupt() -> Iterator[None]:
+    """A second Ctrl-C in here, of one who is impatient, does not end the program."""
 
     def interrupt(signal_number: int, frame: object) -> None:
-        seen.append(signal_number)
-        if len(seen) == 1:
-            raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
     usual = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield lambda: bool(seen)
+        yield
     finally:
         signal.signal(signal.SIGINT, usual)
 
