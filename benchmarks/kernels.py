@@ -86,16 +86,17 @@ def _attention(shape: tuple[int, int, int, int], tokens: int, dtype: mx.Dtype) -
         return mx.random.normal((rows, heads, tokens, width)).astype(dtype)
 
     q, past, new = some(heads, 1), [some(kv_heads, tokens) for _ in "kv"], some(kv_heads, 1)
-    figures, plain = {}, Cache(None, range(rows))
-    for name, packing in PACKINGS.items():
-        cache = Cache(None, range(rows), packing)
+    caches = {name: Cache(None, range(rows), packing) for name, packing in PACKINGS.items()}
+    for cache in caches.values():
         cache.update(*past)
-        kept = cache.update(new, new)
-        figures[name] = _chained(_kernel(cache, scale), q, kept)
-        if packing is None:
-            plain, keys = cache, kept
-            error = _off(_kernel(cache, scale)(q), q, keys, cache, scale)
-    mask = mask_for(plain, 1, keys[0].shape[2], None)
+    kept = {name: cache.update(new, new) for name, cache in caches.items()}
+    figures = {
+        name: _chained(_kernel(cache, scale), q, kept[name]) for name, cache in caches.items()
+    }
+    keys = kept["ours"]
+    mask = mask_for(caches["ours"], 1, keys[0].shape[2], None)
+    expected = attend(*(x.astype(mx.float32) for x in (q, *keys)), scale, mask)
+    error = _off_by(_kernel(caches["ours"], scale)(q), expected)
     masks = {"mlx": mask} if mask is None else {"mlx": mask, "mlx without a mask": None}
     for name, mask in masks.items():
         figures[name] = _chained(lambda x, m=mask: attend(x, *keys, scale, m), q, keys)
@@ -109,14 +110,6 @@ def _attention(shape: tuple[int, int, int, int], tokens: int, dtype: mx.Dtype) -
 
 def _kernel(cache: Cache, scale: float) -> Callable[[mx.array], mx.array]:
     return lambda x: ragged.attend(x, cache.arrays, cache.spans, scale, cache.packing)
-
-
-def _off(actual: mx.array, q: mx.array, keys: tuple, cache: Cache, scale: float) -> float:
-    """rms of the difference from the same in float32, over the rms of that."""
-    wide = (x.astype(mx.float32) for x in (q, *keys))
-    expected = attend(*wide, scale, mask_for(cache, 1, keys[0].shape[2], None))
-    difference = actual.astype(mx.float32) - expected
-    return mx.sqrt((difference**2).mean() / (expected**2).mean()).item()
 
 
 def _chained(side: Callable[[mx.array], mx.array], q: mx.array, others: object) -> float:
@@ -168,13 +161,18 @@ def _seconds(side: Product, x: mx.array, packed: list) -> list[float]:
 
 
 def _error(side: Product, x: mx.array, parts: tuple[mx.array, ...]) -> float:
-    """rms of the difference from float64, over the rms of that."""
-    actual = np.array(side(x, *parts).astype(mx.float32), np.float64)
+    """How far a product is from the same in float64."""
     w, *affine = parts
     scales, biases = (part.astype(mx.float32) for part in affine)
     matrix = np.array(mx.dequantize(w, scales, biases, GROUP, BITS), np.float64)
-    expected = np.array(x.astype(mx.float32), np.float64) @ matrix.T
-    return float(np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2)))
+    return _off_by(side(x, *parts), np.array(x.astype(mx.float32), np.float64) @ matrix.T)
+
+
+def _off_by(actual: mx.array, expected: mx.array | np.ndarray) -> float:
+    """rms of the difference, over the rms of what is expected."""
+    expected = np.array(expected, np.float64)
+    difference = np.array(actual.astype(mx.float32), np.float64) - expected
+    return float(np.sqrt(np.mean(difference**2) / np.mean(expected**2)))
 
 
 if __name__ == "__main__":

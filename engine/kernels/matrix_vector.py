@@ -7,6 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..runtime import device_name
+
 WARPS = 8  # of a block, 32 lanes each
 WIDE = 20_000  # outputs from which four rows a warp are faster than two
 LARGE = 20_000_000  # numbers in a matrix from which it is faster than MLX's
@@ -80,8 +82,7 @@ def takes(
         and width % group == 0
         and len(weight) % 4 == 0
         and len(weight) * width >= LARGE
-        and mx.default_device().type == mx.gpu
-        and mx.cuda.is_available()
+        and device_name() == "cuda"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..runtime import device_name
 from ..weights.quantised import Packing
 
 WARPS = 8  # of a block, 32 lanes each
@@ -184,8 +185,7 @@ def takes(q: mx.array, k: mx.array, v: mx.array, seen: int, packing: Packing | N
         and D % 8 == 0
         and D <= WIDEST
         and WARPS * (H // K) * (D + 2) * 4 <= SHARED
-        and mx.default_device().type == mx.gpu
-        and mx.cuda.is_available()
+        and device_name() == "cuda"
     )
 
 
@@ -207,20 +207,22 @@ def attend(
     numbers = {"D": D, "L": 1 << (D // 8 - 1).bit_length(), "G": H // K, "WARPS": WARPS}
     if packing is not None:
         numbers |= {"BITS": packing.bits, "GROUP": packing.group_size}
+    alone = shares == 1
+    dtype, shape = (q.dtype, q.shape) if alone else (mx.float32, (B, H, shares, D + 2))
     made = _kernel(scale, packing is not None)(
         inputs=[q, *buffers, spans],
         template=[
             ("T", q.dtype),
-            ("O", q.dtype if shares == 1 else mx.float32),
-            ("SHARES", shares > 1),
+            ("O", dtype),
+            ("SHARES", not alone),
             *numbers.items(),
         ],
         grid=(B * K * WARPS * 32, shares, 1),
         threadgroup=(WARPS * 32, 1, 1),
-        output_shapes=[q.shape if shares == 1 else (B, H, shares, D + 2)],
-        output_dtypes=[q.dtype if shares == 1 else mx.float32],
+        output_shapes=[shape],
+        output_dtypes=[dtype],
     )[0]
-    if shares == 1:
+    if alone:
         return made
     return _merge()(
         inputs=[made],

@@ -272,14 +272,14 @@ def test_memory_does_not_grow_with_depth(tmp_path):
         "num_key_value_heads": 8, "vocab_size": 4000,
     }  # fmt: skip
     found = []
-    for layers in (2, 6):
+    for layers in (3, 9):
         folder = benchmark.write_model(tmp_path / str(layers), layers, shape)
         found.append(benchmark.measure(folder, layers, shape))
     shallow, deep = found
     assert (shallow["verdict"], deep["verdict"]) == ("pass", "pass")
-    assert (shallow["blocks"], deep["blocks"]) == (2, 6)
-    parameters = (tmp_path / "6" / "model-00000.safetensors").stat().st_size // 2
-    grown = 4 * parameters * (4 + 4 + 8)  # what four more blocks would take on three sides
+    assert (shallow["blocks"], deep["blocks"]) == (3, 9)
+    parameters = (tmp_path / "9" / "model-00000.safetensors").stat().st_size // 2
+    grown = 6 * parameters * (4 + 4 + 8)  # what six more blocks would take on three sides
     assert deep["peak"] < 1.1 * shallow["peak"] and deep["peak"] - shallow["peak"] < grown / 8
 
 

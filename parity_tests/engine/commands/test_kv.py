@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import httpx2
@@ -60,7 +59,7 @@ def test_a_server_keeps_them_packed(packable, ran):
 
     given = ("--model", packable, "--kv-bits", 4)
     body = {"prompt": "def main(", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
-    with serving(*given, stderr=subprocess.PIPE) as process:
+    with serving(*given) as process:
         answer = httpx2.post(process.url + "/v1/completions", json=body, trust_env=False)
         process.process.terminate()
         err = process.process.stderr.read()
